@@ -1,0 +1,165 @@
+"""A recipe: everything that changes a fingerprint or what is made of it, validated and hashed."""
+
+import hashlib
+import json
+import typing as tp
+
+import pydantic
+
+from .errors import LuminaError
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra='forbid', frozen=True)
+
+
+class ProjectionConfig(_Section):
+    """How a channel's gradient becomes a vector of `dim` numbers."""
+    kind: tp.Literal['random', 'fitted'] = pydantic.Field(
+        'fitted', description="random: seeded sparse signs. fitted: principal directions of the songs' own gradients, "
+                              "and random ones for what they leave out.")
+    dim: int = pydantic.Field(512, ge=8, description="Width D of a fingerprint, per channel.")
+    seed: int = pydantic.Field(0, ge=0, description="Seed of every random sign.")
+    block_width: tp.Optional[int] = pydantic.Field(
+        None, ge=1, description="Keep at most this many directions on each side of a weight's gradient, fitted from "
+                                "second moments of its inputs and output gradients; null keeps all.")
+    fit_songs: int = pydantic.Field(2048, ge=2, description="At most so many songs are used for a fit.")
+    center: bool = pydantic.Field(True, description="Subtract the songs' mean gradient before projecting (fitted).")
+    residual_dim: int = pydantic.Field(
+        64, ge=0, description="Of the D numbers, at least so many are random directions outside the fitted ones, so "
+                              "that a query's norm counts what no song has (fitted).")
+
+    @pydantic.model_validator(mode='after')
+    def _widths_fit(self) -> 'ProjectionConfig':
+        if self.kind == 'fitted' and self.residual_dim >= self.dim:
+            raise ValueError(f"residual_dim ({self.residual_dim}) must be smaller than dim ({self.dim})")
+        if self.kind == 'random' and self.block_width is not None:
+            raise ValueError("block_width needs kind: fitted")
+        return self
+
+
+class ScoringConfig(_Section):
+    """How a query's fingerprint is compared with the songs'."""
+    method: tp.Literal['cosine', 'kernel', 'dot'] = pydantic.Field('cosine', description="Name of the score.")
+    ridge: float = pydantic.Field(0.01, gt=0, description="λ of kernel regression on unit rows.")
+
+
+class GateConfig(_Section):
+    """Which cosines are too small to be told from chance."""
+    level: float = pydantic.Field(0.95, gt=0, lt=1, description="Confidence at which a song passes.")
+    tail: tp.Literal['two_sided', 'one_sided'] = pydantic.Field(
+        'two_sided', description="two_sided: the printed erf(z/√2), 95 % at z = 1.960. one_sided: the paper's ~1.65σ.")
+    noise_floor: tp.Literal['theory', 'measured'] = pydantic.Field(
+        'measured', description="theory: 1/√D. measured: the spread of cosines between the store's own songs.")
+
+
+class Recipe(_Section):
+    """All keys of a fingerprint and of its statistics.
+
+    `fingerprint_hash` covers the keys that change a stored vector: two stores with equal ones can be compared, and a
+    store made with another is refused. `hash` covers everything and is printed in every report.
+    """
+    name: str = pydantic.Field('default', description="Printed in reports.")
+    objective: tp.Literal['cross_entropy', 'margin'] = pydantic.Field(
+        'margin', description="The scalar whose gradient is the fingerprint.")
+    chunk_seconds: float = pydantic.Field(10.0, gt=0, le=30, description="Songs and queries are cut into chunks.")
+    silence_db: float = pydantic.Field(
+        -60.0, le=0, description="A chunk that never rises above this level (dBFS) is recorded as silent.")
+    channels: tp.Dict[str, tp.List[str]] = pydantic.Field(
+        {'P': ['self_attention'], 'M': ['output_linears']}, description="Layer groups of each channel.")
+    block_norm: bool = pydantic.Field(True, description="Scale each block's gradient to length 1 before joining them.")
+    projection: ProjectionConfig = ProjectionConfig()
+    checkpoints: tp.Literal['all', 'last'] = pydantic.Field(
+        'all', description="Mean of the scores over all stored checkpoints, or the last one alone.")
+    scoring: ScoringConfig = ScoringConfig()
+    gate: GateConfig = GateConfig()
+    mask_prompt: bool = pydantic.Field(True, description="Leave the frames of a prompt out of a continuation's query.")
+
+    @pydantic.model_validator(mode='after')
+    def _channels_named(self) -> 'Recipe':
+        if not self.channels or any(not groups for groups in self.channels.values()):
+            raise ValueError("channels: name at least one channel and one layer group for each")
+        return self
+
+    @property
+    def fingerprint_keys(self) -> tp.Dict[str, tp.Any]:
+        """The keys that change a stored vector."""
+        keep = ('objective', 'chunk_seconds', 'silence_db', 'channels', 'block_norm', 'projection')
+        dumped = self.model_dump(mode='json')
+        return {key: dumped[key] for key in keep}
+
+    @property
+    def fingerprint_hash(self) -> str:
+        return _hash(self.fingerprint_keys)
+
+    @property
+    def hash(self) -> str:
+        return _hash(self.model_dump(mode='json'))
+
+    def describe(self) -> tp.Dict[str, tp.Any]:
+        """All keys, flat with dots, e.g. `{'projection.dim': 512, ...}`."""
+        return dict(_flatten(self.model_dump(mode='json')))
+
+
+def _hash(keys: tp.Mapping[str, tp.Any]) -> str:
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+
+
+def _flatten(tree: tp.Mapping[str, tp.Any], prefix: str = '') -> tp.Iterator[tp.Tuple[str, tp.Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix + key != 'channels':
+            yield from _flatten(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value
+
+
+PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
+    # LUMINA v7 as printed: loss gradients of one checkpoint, a seeded random projection, kernel regression on unit
+    # rows, the theoretical noise floor.
+    'paper': dict(
+        name='paper', objective='cross_entropy', block_norm=False, checkpoints='last', mask_prompt=False,
+        projection=dict(kind='random', dim=512, center=False, residual_dim=0),
+        scoring=dict(method='kernel', ridge=0.01), gate=dict(noise_floor='theory')),
+    # What a feasibility study with retraining ground truth found best: margin gradients with unit-normed blocks,
+    # several checkpoints of the training, a projection fitted on the songs, plain cosine.
+    'default': dict(
+        name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True,
+        projection=dict(kind='fitted', dim=512, block_width=64, center=True, residual_dim=64),
+        scoring=dict(method='cosine'), gate=dict(noise_floor='measured')),
+}
+
+
+def get_recipe(name: str = 'default', **overrides: tp.Any) -> Recipe:
+    """A preset with some keys replaced; nested keys are merged, e.g. `projection={'dim': 256}`.
+
+    Raises:
+        LuminaError: for an unknown preset, an unknown key or a value out of range.
+    """
+    if name not in PRESETS:
+        raise LuminaError(f"There is no recipe '{name}'; use one of {', '.join(PRESETS)}.")
+    return recipe_from_dict(_merge(PRESETS[name], overrides))
+
+
+def recipe_from_dict(keys: tp.Mapping[str, tp.Any]) -> Recipe:
+    """Validate a mapping as a recipe.
+
+    Raises:
+        LuminaError: naming the first bad key and what it takes.
+    """
+    try:
+        return Recipe.model_validate(dict(keys))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = '.'.join(str(part) for part in first['loc']) or 'recipe'
+        raise LuminaError(f"Recipe key '{where}' is not usable: {first['msg']}; "
+                          f"see config/solver/lumina/default.yaml for all keys.") from None
+
+
+def _merge(base: tp.Mapping[str, tp.Any], over: tp.Mapping[str, tp.Any]) -> tp.Dict[str, tp.Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, tp.Mapping) and isinstance(merged.get(key), tp.Mapping) and key != 'channels':
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,129 @@
+"""Audio to codes, chunk by chunk, encoded once: the part of the route from a recording to what the model reads."""
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import typing as tp
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from . import audio
+
+MIN_REMAINDER = 0.25  # seconds; a shorter last piece is dropped where a song has other chunks
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeChunk:
+    """Up to `chunk_seconds` of a recording as codes.
+
+    Args:
+        codes (torch.Tensor): Shape [K, T], int64, padded frames included.
+        frames (int): The first so many of the T frames are music, the others padding.
+        start (float): Seconds from the beginning of the recording.
+        silent (bool): Never rises above the silence level, so that it carries no evidence.
+    """
+    codes: torch.Tensor
+    frames: int
+    start: float
+    silent: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedAudio:
+    """All chunks of one recording in order."""
+    chunks: tp.List[CodeChunk]
+    frame_rate: float
+
+    @property
+    def silent(self) -> bool:
+        return all(chunk.silent for chunk in self.chunks)
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The codes of the music alone, of shape [K, T]."""
+        return torch.cat([chunk.codes[:, :chunk.frames] for chunk in self.chunks], dim=-1)
+
+
+class Tokenizer:
+    """Cut recordings into chunks and encode them with a codec; remember the codes on disk.
+
+    Args:
+        codec: audiocraft `CompressionModel` in eval mode.
+        codec_hash (str): Its hash; part of the cache's keys.
+        chunk_seconds (float): Length of a chunk. silence_db (float): Level in dBFS under which a chunk is silent.
+        cache (path, optional): Folder for codes, keyed by file content, codec and chunking; None keeps nothing.
+    """
+
+    def __init__(self, codec: tp.Any, codec_hash: str, chunk_seconds: float = 10., silence_db: float = -60.,
+                 cache: tp.Optional[tp.Union[str, Path]] = None):
+        self.codec, self.codec_hash = codec, codec_hash
+        self.chunk_seconds, self.silence_db = chunk_seconds, silence_db
+        self.cache = Path(cache) if cache is not None else None
+
+    @property
+    def frame_rate(self) -> float:
+        return float(self.codec.frame_rate)
+
+    def file(self, path: tp.Union[str, Path], sha256: tp.Optional[str] = None) -> TokenizedAudio:
+        """Codes of a recording on disk, from the cache where they are known.
+
+        Raises:
+            LuminaError: when the file cannot be read as audio.
+        """
+        if self.cache is None:
+            return self.audio(audio.load_audio(path, self.codec.sample_rate, self.codec.channels))
+        cached = self.cache / f'{self._key(sha256 or audio.file_sha256(path))}.safetensors'
+        if cached.exists():
+            return self._read(cached)
+        tokenized = self.audio(audio.load_audio(path, self.codec.sample_rate, self.codec.channels))
+        self._write(cached, tokenized)
+        return tokenized
+
+    @torch.no_grad()
+    def audio(self, wav: torch.Tensor) -> TokenizedAudio:
+        """Codes of a waveform [C, T] at the codec's rate, one chunk at a time so that no chunk depends on another."""
+        device = next(self.codec.parameters()).device
+        chunks = []
+        for piece in audio.chunk(wav, self.codec.sample_rate, self.chunk_seconds):
+            codes, scale = self.codec.encode(piece.wav[None].to(device))  # [1, K, T]
+            assert scale is None, "codecs that rescale are not supported by MusicGen either"
+            frames = max(1, int(piece.valid / self.codec.sample_rate * self.frame_rate))
+            silent = audio.silent(piece.wav[..., :piece.valid], self.silence_db)
+            chunks.append(CodeChunk(codes[0].cpu().long(), min(frames, codes.shape[-1]), piece.offset / self.codec.sample_rate,
+                                    silent))
+        return TokenizedAudio(chunks, self.frame_rate)
+
+    def finished(self, codes: torch.Tensor) -> TokenizedAudio:
+        """Chunks of codes [K, T] that a model has just generated, without a second encode."""
+        step = int(self.chunk_seconds * self.frame_rate)
+        pieces = list(codes.cpu().long().split(step, dim=-1))
+        if len(pieces) > 1 and pieces[-1].shape[-1] < MIN_REMAINDER * self.frame_rate:
+            pieces.pop()
+        return TokenizedAudio([CodeChunk(piece, piece.shape[-1], index * self.chunk_seconds)
+                               for index, piece in enumerate(pieces)], self.frame_rate)
+
+    def _key(self, sha256: str) -> str:
+        key = f'{sha256}/{self.codec_hash}/{self.chunk_seconds}/{self.silence_db}'
+        return hashlib.sha256(key.encode()).hexdigest()
+
+    def _read(self, path: Path) -> TokenizedAudio:
+        stored = safetensors.torch.load_file(path)
+        rows = zip(stored['codes'], stored['frames'].tolist(), stored['start'].tolist(), stored['silent'].tolist())
+        return TokenizedAudio([CodeChunk(codes.long(), frames, start, bool(silent))
+                               for codes, frames, start, silent in rows], self.frame_rate)
+
+    def _write(self, path: Path, tokenized: TokenizedAudio) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chunks = tokenized.chunks
+        tensors = {
+            'codes': torch.stack([chunk.codes.short() for chunk in chunks]),  # [n, K, T]
+            'frames': torch.tensor([chunk.frames for chunk in chunks]),
+            'start': torch.tensor([chunk.start for chunk in chunks], dtype=torch.float64),
+            'silent': torch.tensor([chunk.silent for chunk in chunks])}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
+        os.close(handle)
+        safetensors.torch.save_file(tensors, temporary)
+        os.replace(temporary, path)

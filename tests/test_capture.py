@@ -1,0 +1,129 @@
+"""The capture against one-example autograd, over the ways audiocraft computes attention."""
+
+import pytest
+import torch
+
+from lumina_plugin.capture import GradientCapture, Moments, TwoSided, full_gradient
+from lumina_plugin.channels import LAYER_GROUPS, resolve_blocks
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.fingerprint import Example, Fingerprinter
+from lumina_plugin.objectives import get_objective
+from lumina_plugin.recipe import get_recipe
+
+from .tiny import build_lm, build_songs
+
+EVERYTHING = {'P': ['self_attention'], 'M': ['output_linears'], 'FF': ['feed_forward']}
+
+
+def oracle(lm, example: Example, objective: str):
+    """Gradient of one example by plain autograd on the model's own weights."""
+    lm.eval()
+    lm.zero_grad()
+    conditions = lm.condition_provider(lm.condition_provider.tokenize([example.attributes]))
+    out = lm.compute_predictions(example.codes[None], [], conditions)
+    frames = torch.arange(example.codes.shape[-1])
+    valid = (frames >= example.start) & (frames < example.stop)
+    get_objective(objective)(out.logits, example.codes[None], out.mask & valid[None, None]).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
+    lm.zero_grad(set_to_none=True)
+    return gradients
+
+
+@pytest.mark.parametrize('batch', [1, 3, 8])
+@pytest.mark.parametrize('options', [
+    dict(memory_efficient=True), dict(custom=True, memory_efficient=False), dict(checkpointing='torch'),
+    dict(n_q=8), dict(fuse='cross'), dict(positional_embedding='rope'),
+], ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()))
+def test_batched_capture_equals_autograd(options, batch):
+    lm = build_lm(**options)
+    channels = {**EVERYTHING, **({'X': ['cross_attention']} if options.get('fuse') == 'cross' else {})}
+    if options.get('fuse') == 'cross':
+        channels['X'] = [r'transformer\.layers\.\d+\.cross_attention\.out_proj\.weight']
+    recipe = get_recipe('default', channels=channels, objective='margin' if batch == 3 else 'cross_entropy')
+    examples = [example for song in build_songs(lm, 6) for example in song.examples][:batch]
+    fingerprinter = Fingerprinter(lm, recipe)
+    captured = fingerprinter.gradients(examples, {name: full_gradient for name in fingerprinter.blocks})
+    for row, example in enumerate(examples):
+        expected = oracle(lm, example, recipe.objective)
+        for name, gradient in captured.items():
+            error = (gradient[row] - expected[name]).norm() / expected[name].norm()
+            assert error < 1e-5, (name, row)
+
+
+def test_masked_frames_give_no_gradient():
+    """What a prompt's codes should have been is not asked; as context they stay."""
+    lm = build_lm()
+    example = build_songs(lm, 1)[0].examples[0]
+    fingerprinter = Fingerprinter(lm, get_recipe('default', channels={'M': ['output_linears']}))
+    masked = Example(example.codes, 10, example.stop, example.attributes)
+    captured = fingerprinter.gradients([masked], {name: full_gradient for name in fingerprinter.blocks})
+    expected = oracle(lm, masked, 'margin')
+    whole = oracle(lm, example, 'margin')
+    for name, gradient in captured.items():
+        torch.testing.assert_close(gradient[0], expected[name], rtol=1e-4, atol=1e-7)
+        assert (gradient[0] - whole[name]).norm() > 0.1 * whole[name].norm()
+
+
+def test_two_sided_reduction_is_the_reduced_gradient():
+    generator = torch.Generator().manual_seed(0)
+    a, delta = torch.randn(3, 7, 10, generator=generator), torch.randn(3, 7, 12, generator=generator)
+    u_in, u_out = torch.randn(10, 4, generator=generator), torch.randn(12, 5, generator=generator)
+    whole = full_gradient(a, delta)
+    torch.testing.assert_close(TwoSided(u_in, u_out)(a, delta), u_out.T @ whole @ u_in)
+    torch.testing.assert_close(TwoSided(None, u_out)(a, delta), u_out.T @ whole)
+
+
+def test_moments_are_second_moments_over_all_positions():
+    generator = torch.Generator().manual_seed(0)
+    a, delta = torch.randn(3, 7, 4, generator=generator), torch.randn(3, 7, 5, generator=generator)
+    moments = Moments()
+    moments(a[:2], delta[:2])
+    moments(a[2:], delta[2:])
+    torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
+    torch.testing.assert_close(moments.delta, torch.einsum('bti,btj->ij', delta, delta))
+
+
+def test_model_is_left_as_it_was():
+    lm = build_lm()
+    lm.train()
+    lm.transformer.layers[0].eval()  # a mode that is not the same everywhere
+    modes = [module.training for module in lm.modules()]
+    weights = {name: p.clone() for name, p in lm.named_parameters()}
+    for p in lm.parameters():
+        p.grad = torch.ones_like(p)
+    state = torch.get_rng_state()
+    songs = build_songs(lm, 5)
+    fingerprinter = Fingerprinter(lm, get_recipe('default', projection={'block_width': 4, 'dim': 32, 'residual_dim': 8}))
+    fingerprinter.fit(songs)
+    list(fingerprinter.fingerprints(songs))
+    assert [module.training for module in lm.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, p in lm.named_parameters():
+        assert torch.equal(p, weights[name]) and p.requires_grad and torch.equal(p.grad, torch.ones_like(p))
+
+
+def test_an_unseen_weight_is_an_error_not_a_weaker_channel():
+    weight = torch.zeros(3, 3)
+    with GradientCapture({'w': weight}, {'w': full_gradient}) as capture:
+        pass
+    with pytest.raises(LuminaError, match='No gradient reached w'):
+        capture.collect()
+
+
+def test_channels_resolve_to_the_papers_sources():
+    lm = build_lm(fuse='cross')
+    names = [block.name for block in resolve_blocks(lm, ['self_attention'])]
+    assert names == [f'transformer.layers.{i}.self_attn.{w}' for i in range(2) for w in ('in_proj_weight', 'out_proj.weight')]
+    assert [block.name for block in resolve_blocks(lm, ['output_linears'])] == [f'linears.{k}.weight' for k in range(4)]
+    assert not set(names) & {block.name for block in resolve_blocks(lm, ['cross_attention'])}
+    with pytest.raises(LuminaError, match=', '.join(LAYER_GROUPS)):
+        resolve_blocks(lm, ['nothing'])
+
+
+def test_cross_attention_input_weights_are_refused_clearly():
+    """audiocraft multiplies with slices of them; until those are tapped the error must say so, not lose gradients."""
+    lm = build_lm(fuse='cross')
+    fingerprinter = Fingerprinter(lm, get_recipe('default', channels={'X': ['cross_attention']}))
+    examples = build_songs(lm, 1)[0].examples
+    with pytest.raises(LuminaError, match='in_proj_weight'):
+        fingerprinter.gradients(examples, {name: full_gradient for name in fingerprinter.blocks})

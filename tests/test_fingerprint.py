@@ -1,0 +1,97 @@
+"""Fingerprints of songs: averaging, batching, lending weights."""
+
+import pytest
+import torch
+
+from lumina_plugin.capture import full_gradient
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.fingerprint import Fingerprinter, spread
+from lumina_plugin.recipe import get_recipe
+
+from .tiny import build_lm, build_songs
+
+SMALL = {'block_width': 6, 'dim': 32, 'residual_dim': 8}
+
+
+def test_a_songs_gradient_is_the_mean_over_its_chunks_weighted_by_valid_frames():
+    lm = build_lm()
+    songs = build_songs(lm, 3)
+    fingerprinter = Fingerprinter(lm, get_recipe('default'), batch_size=4)
+    reducers = {name: full_gradient for name in fingerprinter.blocks}
+    found = dict((song.id, gradients) for song, gradients in fingerprinter.song_gradients(songs, reducers))
+    for song in songs:
+        one_by_one = [fingerprinter.gradients([example], reducers) for example in song.examples]
+        total = sum(example.weight for example in song.examples)
+        for name in reducers:
+            expected = sum(g[name] * e.weight / total for g, e in zip(one_by_one, song.examples))
+            torch.testing.assert_close(found[song.id][name], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize('preset', ['default', 'paper'])
+def test_fingerprints_do_not_depend_on_batches_or_neighbours(preset):
+    lm = build_lm()
+    songs = build_songs(lm, 8)
+    recipe = get_recipe(preset, **({'projection': SMALL} if preset == 'default' else {}))
+    reference = Fingerprinter(lm, recipe)
+    projections, _ = reference.fit(songs)
+    vectors = {song.id: v for song, v, _ in reference.fingerprints(songs)}
+    for batch_size in (1, 4, 16):
+        other = Fingerprinter(lm, recipe, projections=projections, batch_size=batch_size)
+        for song, v, norms in other.fingerprints(songs[3:]):
+            for channel in ('P', 'M'):
+                assert (v[channel] - vectors[song.id][channel]).norm() < 1e-4
+                assert v[channel].norm().item() == pytest.approx(1, abs=1e-5) and norms[channel] > 0
+
+
+def test_repeated_passes_are_bit_identical():
+    lm = build_lm()
+    songs = build_songs(lm, 6)
+    recipe = get_recipe('default', projection=SMALL)
+
+    def run():
+        fingerprinter = Fingerprinter(lm, recipe)
+        fingerprinter.fit(songs)
+        return [v['P'] for _, v, _ in fingerprinter.fingerprints(songs)]
+    assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+
+
+def test_rows_of_a_fit_are_the_songs_fingerprints():
+    lm = build_lm()
+    songs = build_songs(lm, 6)
+    fingerprinter = Fingerprinter(lm, get_recipe('default', projection=SMALL))
+    projections, rows = fingerprinter.fit(songs)
+    direct = torch.stack([v['M'] for _, v, _ in fingerprinter.fingerprints(songs)])
+    torch.testing.assert_close(projections['M'].projection(rows['M'][0]), direct, atol=1e-5, rtol=0)
+
+
+def test_weights_are_lent_not_copied_in():
+    lm, other = build_lm(seed=0), build_lm(seed=1)
+    songs = build_songs(lm, 4)
+    recipe = get_recipe('paper')
+    lent = Fingerprinter(lm, recipe, weights=other.state_dict())
+    own = Fingerprinter(other, recipe)
+    lent.fit(songs), own.fit(songs)
+    for (_, a, _), (_, b, _) in zip(lent.fingerprints(songs), own.fingerprints(songs)):
+        torch.testing.assert_close(a['P'], b['P'])
+    assert not torch.equal(lm.linears[0].weight, other.linears[0].weight)
+
+
+def test_a_query_is_its_song_and_has_one_fingerprint_per_chunk():
+    lm = build_lm()
+    songs = build_songs(lm, 6)
+    fingerprinter = Fingerprinter(lm, get_recipe('default', projection=SMALL))
+    fingerprinter.fit(songs)
+    song, vectors, _ = list(fingerprinter.fingerprints(songs))[2]
+    whole, parts = fingerprinter.query(song.examples)
+    torch.testing.assert_close(whole['P'], vectors['P'], atol=1e-5, rtol=0)
+    assert parts['P'].shape == (len(song.examples), 32)
+
+
+def test_fingerprints_before_a_fit_say_what_to_do():
+    lm = build_lm()
+    with pytest.raises(LuminaError, match=r'fit\(songs\)'):
+        list(Fingerprinter(lm, get_recipe('default')).fingerprints(build_songs(lm, 1)))
+
+
+def test_spread_takes_equal_steps():
+    assert spread(list(range(10)), 3) == [1, 5, 8] and spread([1, 2], 5) == [1, 2]
