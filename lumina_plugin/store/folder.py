@@ -1,0 +1,369 @@
+"""`FingerprintStore`: the folder as the rest of lumina_plugin sees it."""
+
+import typing as tp
+from pathlib import Path
+
+import pydantic
+import torch
+
+from ..errors import LuminaError
+from . import files, repair, shards, weights
+from .lock import FolderLock
+from .manifest import (
+    MANIFEST,
+    AnyTrack,
+    has_shards,
+    read_manifest,
+    read_tracks,
+    validated_tracks,
+    version,
+    write_manifest,
+    write_tracks,
+)
+from .records import CheckpointInfo, FileRef, Identity, Manifest, ShardInfo, TrackRecord, explain
+from .writer import StoreWriter
+
+Checkpoint = tp.Union[str, CheckpointInfo]
+AnyPath = tp.Union[str, Path]
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_REDO = "restore it from a backup, or fingerprint again into a fresh store"
+_REDO_SHARD = ("restore it from a backup, or call FingerprintStore.rebuild_manifest, which leaves it out, and "
+               "fingerprint again: only its songs are redone")
+
+
+class FingerprintStore:
+    """All fingerprints made with one model architecture, codec, recipe and catalogue.
+
+        <path>/manifest.json            identity, checkpoints, shards and their SHA-256; the root of all else
+               tracks.jsonl             the ordered track table
+               <checkpoint>/shard-00000.safetensors      per channel C: "C" [n, D], "C.norm" [n] (fp32)
+                            projection-<channel>.safetensors, weights.safetensors, finished.json
+
+    Make one with `create` or `open`. Songs come in the order of the track table, always.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.lock = FolderLock(path)
+        self._table: tp.Optional[tp.List[TrackRecord]] = None
+        self._positions: tp.Dict[str, int] = {}
+        self._tracks: tp.Optional[tp.List[TrackRecord]] = None
+        self._verified: tp.Set[tp.Tuple[str, str]] = set()
+        self._columns: tp.Dict[tp.Tuple[str, str], torch.Tensor] = {}
+
+    # -- making and opening -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: AnyPath, identity: Identity, tracks: tp.Iterable[AnyTrack], shard_size: int = 1024,
+               dtype: str = "float32", overwrite: bool = False) -> "FingerprintStore":
+        """Make an empty store.
+
+        Args:
+            path: the store's folder; parents are made.
+            identity: what its fingerprints are made with.
+            tracks: the catalogue in its order; ids must be distinct. One whose status is not "ok" gets no fingerprint.
+            shard_size: songs per shard file; what a kill can cost at most.
+            dtype: "float32" or "float16", of the vectors.
+            overwrite: delete a store that is there. Files that are no store's are never touched.
+
+        Raises LuminaError for bad arguments, a store that is there already, or a folder that cannot be written.
+        """
+        path = Path(path)
+        records = validated_tracks(tracks)
+        try:
+            manifest = Manifest.model_validate(dict(
+                created_by=version(), updated_by=version(), dtype=dtype, shard_size=shard_size,
+                identity=files.plain(identity.model_dump(), "the store's identity"),
+                tracks=dict(file="", sha256="", count=len(records))))
+        except pydantic.ValidationError as error:
+            raise LuminaError(f"cannot make the store {path}: {explain(error)}") from error
+        store = cls(path, manifest)
+        with store.lock:
+            if (cls.exists(path) or has_shards(path)) and not overwrite:
+                raise LuminaError(f"{path} already holds a fingerprint store; open it to resume, choose another "
+                                  "folder, or pass overwrite=True")
+            repair.delete_store(path)
+            store.commit(manifest.model_copy(update={"tracks": write_tracks(path, records)}))
+        return store
+
+    @classmethod
+    def open(cls, path: AnyPath) -> "FingerprintStore":
+        """Open a store for reading, or for resuming with `writer`.
+
+        Raises LuminaError where there is none, its manifest is damaged, or a newer lumina_plugin wrote it.
+        """
+        path = Path(path)
+        return cls(path, read_manifest(path))
+
+    @staticmethod
+    def exists(path: AnyPath) -> bool:
+        """Whether `path` holds a store (damaged or not)."""
+        return (Path(path) / MANIFEST).is_file()
+
+    @classmethod
+    def rebuild_manifest(cls, path: AnyPath) -> "FingerprintStore":
+        """Write manifest.json (and tracks.jsonl where that is damaged) anew from the shards alone, and open the store.
+
+        Damaged shards are left out, with a warning in the log: their checkpoint is then incomplete, and fingerprinting
+        again redoes just their songs. Raises LuminaError where no intact shard is left, or tracks are lost for good.
+        """
+        path = Path(path)
+        if not has_shards(path):
+            raise LuminaError(f"{path} holds no shards to rebuild a manifest from; fingerprint the catalogue again")
+        with FolderLock(path):
+            repair.rebuild(path)
+        return cls.open(path)
+
+    def writer(self, checkpoint: CheckpointInfo) -> StoreWriter:
+        """A context manager that fills `checkpoint`, resuming it where it was begun; see `StoreWriter`.
+
+        Entering it raises LuminaError where another process writes the store, or other weights' songs are in it.
+        """
+        return StoreWriter(self, checkpoint)
+
+    # -- what is in it ------------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        """What the fingerprints were made with."""
+        return self.manifest.identity
+
+    @property
+    def channels(self) -> tp.List[str]:
+        """Channel names, in order."""
+        return self.manifest.identity.channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stored vectors."""
+        return _DTYPES[self.manifest.dtype]
+
+    @property
+    def shard_size(self) -> int:
+        """Songs per shard."""
+        return self.manifest.shard_size
+
+    @property
+    def hash(self) -> str:
+        """Hash of all content (identity, tracks, fingerprints), whichever version of lumina_plugin wrote it."""
+        content = self.manifest.model_dump(mode="json", exclude={"created_by", "updated_by"})
+        return files.sha256(files.canonical(content))
+
+    @property
+    def checkpoints(self) -> tp.List[CheckpointInfo]:
+        """Checkpoints by epoch, complete or not."""
+        return list(self.manifest.checkpoints)
+
+    @property
+    def table(self) -> tp.List[TrackRecord]:
+        """The track table as created: without the marks that writers made."""
+        if self._table is None:
+            self._table = read_tracks(self.path, self.manifest.tracks)
+        return self._table
+
+    @property
+    def tracks(self) -> tp.List[TrackRecord]:
+        """All tracks in order; "silent" and "skipped" are those that a writer marked so, in any checkpoint."""
+        if self._tracks is None:
+            tracks = list(self.table)
+            for checkpoint in self.checkpoints:
+                for shard in checkpoint.shards:
+                    for name, mark in shard.absent.items():
+                        index = self.position(name)
+                        tracks[index] = tracks[index].model_copy(update={"status": mark.status, "reason": mark.reason})
+            self._tracks = tracks
+        return self._tracks
+
+    def track(self, track_id: str) -> TrackRecord:
+        """The track of that id. Raises LuminaError for an unknown one."""
+        return self.tracks[self.position(track_id)]
+
+    def position(self, track_id: str) -> int:
+        """A track's place in the track table. Raises LuminaError for an unknown one."""
+        if not self._positions:
+            self._positions = {track.id: index for index, track in enumerate(self.table)}
+        try:
+            return self._positions[track_id]
+        except KeyError:
+            raise LuminaError(f"song '{track_id}' is not in the store {self.path}; name one of its tracks, or make a "
+                              "store of the catalogue that has it") from None
+
+    def by_shard(self, track_ids: tp.Iterable[str]) -> tp.List[tp.List[str]]:
+        """Ids grouped by the shard that they belong in, in the track table's order.
+
+        Batches that never cross a group's border are the same ones after an interruption, hence the same to the bit.
+        """
+        groups: tp.Dict[int, tp.List[str]] = {}
+        for position, name in sorted((self.position(name), name) for name in track_ids):
+            groups.setdefault(position // self.shard_size, []).append(name)
+        return list(groups.values())
+
+    def checkpoint(self, checkpoint: Checkpoint) -> CheckpointInfo:
+        """The checkpoint of that name as the manifest has it. Raises LuminaError for an unknown one."""
+        name = checkpoint if isinstance(checkpoint, str) else checkpoint.name
+        found = self.manifest.find(name)
+        if found is None:
+            known = ", ".join(c.name for c in self.checkpoints) or "none"
+            raise LuminaError(f"the store {self.path} has no checkpoint '{name}'; it has: {known}")
+        return found
+
+    def info(self) -> tp.Dict[str, tp.Any]:
+        """A summary for printing: plain strings, numbers, lists and dicts."""
+        statuses = [track.status for track in self.tracks]
+        left_out: tp.Any = {"identity": {"recipe"}, "tracks": True, "checkpoints": True}
+        manifest = self.manifest.model_dump(mode="json", exclude=left_out)
+        keys = {"name", "epoch", "complete", "model_hash", "weights", "noise"}
+        return {
+            "path": str(self.path), "hash": self.hash, **manifest,
+            "tracks": {"total": len(statuses), **{kind: statuses.count(kind) for kind in ("ok", "silent", "skipped")}},
+            "checkpoints": [{**record.model_dump(mode="json", include=keys), "songs": record.count,
+                             "shards": len(record.shards)} for record in self.checkpoints],
+            "bytes": sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+        }
+
+    def verify(self) -> tp.List[str]:
+        """Read every byte and say what is wrong, one sentence each; empty where nothing is. Changes nothing."""
+        return repair.problems(self.path, self.manifest)
+
+    def expect(self, *, codec_hash: tp.Optional[str] = None, model_config_hash: tp.Optional[str] = None,
+               recipe_hash: tp.Optional[str] = None, catalogue_hash: tp.Optional[str] = None) -> None:
+        """Raise LuminaError, printing both hashes, where the store was made with something else than what is given."""
+        wanted = {"codec": codec_hash, "model config": model_config_hash, "recipe": recipe_hash,
+                  "catalogue": catalogue_hash}
+        differing = []
+        for what, yours in wanted.items():
+            stored = getattr(self.identity, f"{what.replace(' ', '_')}_hash")
+            if yours is not None and yours != stored:
+                differing.append(f"another {what} (store: {stored}, yours: {yours})")
+        if differing:
+            raise LuminaError(f"the store {self.path} was made with {' and '.join(differing)}; use what the store was "
+                              "made with, or fingerprint the catalogue again into a fresh store")
+
+    # -- fingerprints -------------------------------------------------------------------------------------------------
+
+    def vectors(self, checkpoint: Checkpoint, channel: str, partial: bool = False
+                ) -> tp.Tuple[tp.List[str], torch.Tensor]:
+        """Ids and fingerprints [N, D] of a checkpoint, in the order of the track table.
+
+        One shard: a view of the mapped file. Several: concatenated at the first call and kept; to stream instead, see
+        `iter_vectors`. Treat the tensor as read-only.
+
+        Raises LuminaError where a shard is damaged (each is checked against its SHA-256 at its first read), or songs
+        are still missing, unless `partial` asks for what there is.
+        """
+        record = self._readable(checkpoint, channel, partial)
+        return self._ids(record), self._column(record, channel, (0, self.identity.dim), self.dtype)
+
+    def norms(self, checkpoint: Checkpoint, channel: str, partial: bool = False) -> torch.Tensor:
+        """Raw norms before normalisation [N], fp32, in the order of `vectors`. Raises as `vectors` does."""
+        record = self._readable(checkpoint, channel, partial)
+        return self._column(record, f"{channel}.norm", (0,), torch.float32)
+
+    def iter_vectors(self, checkpoint: Checkpoint, channel: str, partial: bool = False
+                     ) -> tp.Iterator[tp.Tuple[tp.List[str], torch.Tensor]]:
+        """`vectors` shard by shard: ids and a mapped [n, D] each, nothing is copied. Raises as `vectors` does."""
+        record = self._readable(checkpoint, channel, partial)
+        for shard in record.shards:
+            yield self._shard_ids(shard), self._tensors(shard)[channel]
+
+    def projection(self, checkpoint: Checkpoint, channel: str) -> tp.Tuple[shards.Tensors, tp.Dict[str, str]]:
+        """Tensors and metadata as given to `StoreWriter.put_projection`; LuminaError where it is missing or damaged."""
+        record = self.checkpoint(checkpoint)
+        if channel not in record.projections:
+            raise LuminaError(f"checkpoint '{record.name}' of {self.path} has no projection {channel}; fingerprint it "
+                              "again")
+        ref = record.projections[channel]
+        self._check(ref, "the projection", _REDO)
+        tensors, body = shards.decode(self.path / ref.file)
+        return tensors, body["metadata"]
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def save_weights(self, checkpoint: Checkpoint, state_dict: tp.Mapping[str, torch.Tensor]) -> str:
+        """Write a model's weights (floats as fp32) to `<checkpoint>/weights.safetensors`; returns that relative path.
+
+        Within a `writer` block the checkpoint learns of them by itself; done before it, pass the path on as
+        `CheckpointInfo(weights=...)`. Writing the same weights again changes nothing.
+
+        Raises LuminaError for other weights than those that committed songs were fingerprinted with.
+        """
+        return weights.save(self, checkpoint if isinstance(checkpoint, str) else checkpoint.name, state_dict)
+
+    def load_weights(self, checkpoint: Checkpoint, verify: bool = True) -> shards.Tensors:
+        """A checkpoint's state dict, memory-mapped; `verify` reads the file once to check its SHA-256.
+
+        Raises LuminaError where the checkpoint stands for the live model, or the file is missing or damaged.
+        """
+        record = self.checkpoint(checkpoint)
+        if record.weights is None:
+            raise LuminaError(f"checkpoint '{record.name}' of {self.path} has no weights of its own: it is the live "
+                              "model's; use the model that the store was made with")
+        if verify and record.weights_sha256 is not None:
+            self._check(FileRef(file=record.weights, sha256=record.weights_sha256), "the weights file", _REDO)
+        try:
+            return shards.load(self.path / record.weights)[0]
+        except shards.Damaged as problem:
+            raise LuminaError(f"the weights file {problem}; {_REDO}") from problem
+
+    # -- for the writer -----------------------------------------------------------------------------------------------
+
+    def check_channel(self, channel: str) -> None:
+        """Raise LuminaError for a channel that the store does not have."""
+        if channel not in self.channels:
+            raise LuminaError(f"the store {self.path} has no channel '{channel}', but {', '.join(self.channels)}")
+
+    def reload(self) -> None:
+        """Read the manifest again, as another process may have changed it."""
+        self._adopt(read_manifest(self.path))
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make `manifest` the store's, on disk first. Only under the lock."""
+        self._adopt(write_manifest(self.path, manifest))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _adopt(self, manifest: Manifest) -> None:
+        if manifest.tracks != self.manifest.tracks:
+            self._table, self._positions = None, {}
+        self.manifest, self._tracks = manifest, None
+        self._columns.clear()
+
+    def _readable(self, checkpoint: Checkpoint, channel: str, partial: bool) -> CheckpointInfo:
+        record = self.checkpoint(checkpoint)
+        self.check_channel(channel)
+        if record.covered < self.manifest.tracks.count and not partial:
+            raise LuminaError(f"checkpoint '{record.name}' of {self.path} is not complete ({record.covered} of "
+                              f"{self.manifest.tracks.count} songs); fingerprint again to resume it")
+        return record
+
+    def _shard_ids(self, shard: ShardInfo) -> tp.List[str]:
+        tracks = self.table[shard.first:shard.first + shard.span]
+        return [track.id for track in tracks if track.id not in shard.absent]
+
+    def _ids(self, record: CheckpointInfo) -> tp.List[str]:
+        return [name for shard in record.shards for name in self._shard_ids(shard)]
+
+    def _column(self, record: CheckpointInfo, name: str, empty: tp.Tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        key = (record.name, name)
+        if key not in self._columns:
+            parts = [self._tensors(shard)[name] for shard in record.shards] or [torch.empty(empty, dtype=dtype)]
+            self._columns[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._columns[key]
+
+    def _tensors(self, shard: ShardInfo) -> shards.Tensors:
+        self._check(shard, "the shard", _REDO_SHARD)
+        return shards.load(self.path / shard.file)[0]
+
+    def _check(self, ref: FileRef, what: str, mend: str) -> None:
+        """Compare a file with its SHA-256, once per store object."""
+        if (ref.file, ref.sha256) in self._verified:
+            return
+        try:
+            found = files.sha256_file(self.path / ref.file)
+        except OSError as error:
+            raise LuminaError(f"{what} {self.path / ref.file} cannot be read ({error.strerror}); {mend}") from error
+        if found != ref.sha256:
+            raise LuminaError(f"{what} {self.path / ref.file} is damaged (SHA-256 {found}, the manifest says "
+                              f"{ref.sha256}); {mend}")
+        self._verified.add((ref.file, ref.sha256))

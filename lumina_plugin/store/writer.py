@@ -1,0 +1,285 @@
+"""Filling one checkpoint with fingerprints, so that being killed costs at most one shard and changes no byte.
+
+Shard k always holds the tracks at positions [k·size, (k+1)·size) of the track table, whatever the order in which they
+come: that is why an interrupted, reordered or often flushed pass ends with the same bytes. Rows whose shard is still
+open wait in memory. They are saved in `pending-*.safetensors` by every `flush`, and whenever there are `shard_size` of
+them; the next writer takes them up from there, and the files are deleted once their shards are written.
+
+| killed while                       | leaves                                      | what the rerun does             |
+|------------------------------------|---------------------------------------------|---------------------------------|
+| rows wait in memory                | committed shards, pending files             | redoes those rows (≤ one shard) |
+| between shard and manifest         | a shard that the manifest does not name     | writes the same shard again     |
+| between manifest and clean-up      | pending files of a committed shard          | deletes them                    |
+| between finished.json and manifest | all shards, but a checkpoint not `complete` | calls `finish` again            |
+"""
+
+import json
+import math
+import typing as tp
+from pathlib import Path
+
+import torch
+
+from ..errors import LuminaError
+from . import files, shards
+from .pending import Pending
+from .records import CheckpointInfo, FileRef, Mark, ShardInfo
+
+if tp.TYPE_CHECKING:
+    from .folder import FingerprintStore
+
+FINISHED = "finished.json"
+
+
+class StoreWriter:
+    """The one writer of a store, for one checkpoint. Made by `FingerprintStore.writer`; use it as a context manager.
+
+        with store.writer(CheckpointInfo(name="epoch-0004", epoch=4, model_hash=digest)) as writer:
+            done = writer.done_ids
+            for song in songs: ...  # skipping those in `done`
+                writer.add(song.id, {"P": p, "M": m})
+            writer.finish(noise)
+
+    Leaving the block as it should be saves what was added; an exception drops the rows of shards that are not full, so
+    that a rerun sees the very groups of songs that an undisturbed run would (see `FingerprintStore.by_shard`). Every
+    method raises LuminaError where the folder cannot be written; what was committed before stays valid.
+    """
+
+    def __init__(self, store: "FingerprintStore", info: CheckpointInfo) -> None:
+        self._store, self._info = store, info
+        self._folder: Path = store.path / info.name
+        self._size = store.shard_size
+        self._rows: tp.Dict[str, shards.Row] = {}
+        self._marks: tp.Dict[str, Mark] = {}
+        self._settled: tp.Set[str] = set()      # fingerprinted or marked, durable or not
+        self._unsaved: tp.Dict[str, None] = {}  # those of them that memory alone knows, in order
+        self._open: tp.Dict[int, int] = {}      # shard without a file -> how many of its tracks are not settled yet
+        self._pending = Pending(self._folder, {}, store.channels)
+
+    # -- opening and closing ------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "StoreWriter":
+        self._store.lock.__enter__()
+        try:
+            self._store.reload()
+            files.sweep(self._store.path)
+            self._begin()
+            self._resume()
+        except BaseException:
+            self._store.lock.__exit__()
+            raise
+        return self
+
+    def __exit__(self, kind: tp.Any, *_: tp.Any) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._store.lock.__exit__()
+
+    def _begin(self) -> None:
+        """Register the checkpoint, or find it begun with the same weights."""
+        old, info = self._store.manifest.find(self._info.name), self._info
+        if old is not None:
+            keys = ["epoch", "model_hash"] + ([] if info.weights is None else ["weights"])
+            differing = [key for key in keys if getattr(old, key) != getattr(info, key)]
+            if not differing:
+                return
+            if old.shards:
+                key = differing[0]
+                raise LuminaError(f"checkpoint '{info.name}' of {self._store.path} was begun with {key} "
+                                  f"{getattr(old, key)}, now it is {getattr(info, key)}; use another checkpoint name "
+                                  "or a fresh store")
+            self._store.commit(self._store.manifest.without(info.name))
+            files.remove(path for pattern in ("shard-*", "pending-*", "projection-*", FINISHED)
+                         for path in self._folder.glob(pattern))
+        weights = None if info.weights is None else self._store.path / info.weights
+        digest = files.sha256_file(weights) if weights is not None and weights.is_file() else None
+        self._store.commit(self._store.manifest.having(CheckpointInfo(
+            name=info.name, epoch=info.epoch, model_hash=info.model_hash, weights=info.weights, weights_sha256=digest)))
+
+    def _resume(self) -> None:
+        """Learn what is settled: by committed shards, as a track known to be silent or skipped, or by pending rows."""
+        tracks, committed = self._store.tracks, {shard.first // self._size for shard in self.checkpoint.shards}
+        self._open = {index: 0 for index in range(math.ceil(len(tracks) / self._size)) if index not in committed}
+        for position, track in enumerate(tracks):
+            index = position // self._size
+            if index not in self._open:
+                self._settled.add(track.id)
+            elif track.status != "ok":
+                self._settled.add(track.id)
+                self._marks[track.id] = Mark(status=track.status, reason=track.reason)
+            else:
+                self._open[index] += 1
+        self._pending.key = self._key()
+        rows, marks = self._pending.load(wanted=lambda name: name not in self._settled)
+        self._rows.update(rows)
+        self._marks.update(marks)
+        for name in (*rows, *marks):
+            self._settled.add(name)
+            self._open[self._shard_of(name)] -= 1
+        self._commit_ready()
+
+    def _key(self) -> tp.Dict[str, tp.Any]:
+        """What pending rows must agree with to be taken up again."""
+        record, manifest = self.checkpoint, self._store.manifest
+        return {"identity": manifest.identity.model_dump(mode="json"), "model_hash": record.model_hash,
+                "dtype": manifest.dtype, "tracks": manifest.tracks.sha256,
+                "projections": {channel: ref.sha256 for channel, ref in record.projections.items()}}
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> CheckpointInfo:
+        """The checkpoint as the manifest has it now."""
+        return self._store.checkpoint(self._info.name)
+
+    @property
+    def done_ids(self) -> tp.Set[str]:
+        """Songs that need no work: durably stored, or known to be silent or skipped. A copy: ask before the loop."""
+        return self._settled.difference(self._unsaved)
+
+    def projection_if_any(self, channel: str) -> tp.Optional[tp.Tuple[shards.Tensors, tp.Dict[str, str]]]:
+        """Tensors and metadata of a projection that an earlier, interrupted pass put, or None."""
+        return self._store.projection(self._info.name, channel) if channel in self.checkpoint.projections else None
+
+    # -- filling ------------------------------------------------------------------------------------------------------
+
+    def put_projection(self, channel: str, tensors: tp.Mapping[str, torch.Tensor],
+                       metadata: tp.Optional[tp.Mapping[str, str]] = None) -> None:
+        """Store a channel's projection (any tensors) before the first `add`. The same one again changes nothing.
+
+        Raises LuminaError for another one once songs are stored: their vectors would not belong to it.
+        """
+        self._store.check_channel(channel)
+        body = {"kind": "projection", "channel": channel,
+                "metadata": files.plain(dict(metadata or {}), f"the metadata of projection {channel}")}
+        data = shards.encode(shards.independent(tensors), body)
+        ref = FileRef(file=f"{self._info.name}/projection-{channel}.safetensors", sha256=files.sha256(data))
+        record, path = self.checkpoint, self._store.path / ref.file
+        if record.projections.get(channel) == ref:
+            if not files.holds(path, ref.sha256):
+                files.write(path, data)
+            return
+        if record.shards or self._rows:
+            raise LuminaError(f"checkpoint '{record.name}' of {self._store.path} already holds fingerprints made "
+                              f"without this projection {channel}; put projections before the first song, or start a "
+                              "fresh store")
+        others = {name: other for name, other in record.projections.items() if name != channel}
+        if channel in record.projections:  # the manifest never names a file that is being replaced
+            self._update(projections=others)
+        files.write(path, data)
+        self._update(projections=dict(sorted({**others, channel: ref}.items())))
+        self._pending.key = self._key()
+
+    def add(self, track_id: str, vectors: tp.Mapping[str, torch.Tensor],
+            norms: tp.Optional[tp.Mapping[str, float]] = None) -> None:
+        """Add a song's fingerprint.
+
+        Args:
+            track_id: a track of the store that is not in `done_ids`.
+            vectors: per channel a vector [D], copied and cast to the store's dtype.
+            norms: per channel the raw norm before normalisation; by default the norm of the vector given.
+        """
+        self._check_new(track_id)
+        self._rows[track_id] = shards.check_row(track_id, vectors, norms, self._store.channels,
+                                                self._store.identity.dim, self._store.dtype)
+        self._settle(track_id)
+
+    def mark(self, track_id: str, status: tp.Literal["silent", "skipped"], reason: str = "") -> None:
+        """Record that a song has no fingerprint, and why. Later checkpoints leave it out too; marking twice is fine."""
+        if status not in ("silent", "skipped"):
+            raise LuminaError(f"song '{track_id}' cannot be marked '{status}'; a mark is 'silent' or 'skipped'")
+        if track_id in self._marks or self._store.track(track_id).status != "ok":
+            return
+        self._check_new(track_id)
+        self._marks[track_id] = Mark(status=status, reason=reason)
+        self._settle(track_id)
+
+    def flush(self) -> None:
+        """Make everything added so far durable. Nothing needs it to be correct: it narrows what a kill can cost."""
+        self._commit_ready()
+        self._save_unsaved()
+
+    def finish(self, noise: tp.Optional[tp.Mapping[str, tp.Any]] = None) -> None:
+        """Mark the checkpoint complete; `noise`: per channel what was measured (any JSON). Again: changes nothing.
+
+        Raises LuminaError while a track is neither added nor marked, or the weights that were announced are not there.
+        """
+        self.flush()
+        left, record = sum(self._open.values()), self.checkpoint
+        if left:
+            first = next(track.id for track in self._store.tracks if track.id not in self._settled)
+            raise LuminaError(f"checkpoint '{record.name}' of {self._store.path} is not complete: {left} songs, the "
+                              f"first '{first}', have neither a fingerprint nor a mark; add or mark them before finish")
+        if record.weights is not None and record.weights_sha256 is None:
+            raise LuminaError(f"the weights {self._store.path / record.weights} of checkpoint '{record.name}' are not "
+                              "there; write them with save_weights before the first song")
+        self._pending.clear()
+        measured = files.plain(dict(noise or {}), "the measured noise")
+        body = {"model_hash": record.model_hash, "noise": measured}
+        data = {**body, "sha256": files.sha256(files.canonical(body))}
+        files.write(self._folder / FINISHED, json.dumps(data, indent=1, ensure_ascii=False).encode())
+        self._update(complete=True, noise=measured)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _check_new(self, track_id: str) -> None:
+        self._store.position(track_id)  # raises for an unknown one
+        if track_id in self._settled:
+            raise LuminaError(f"song '{track_id}' is already settled in checkpoint '{self._info.name}'; skip what "
+                              "done_ids names, or make a fresh store to fingerprint it again")
+
+    def _shard_of(self, track_id: str) -> int:
+        return self._store.position(track_id) // self._size
+
+    def _settle(self, track_id: str) -> None:
+        self._settled.add(track_id)
+        self._unsaved[track_id] = None
+        index = self._shard_of(track_id)
+        self._open[index] -= 1
+        if self._open[index] == 0:
+            self._commit_shard(index)
+        elif len(self._unsaved) >= self._size:
+            self._save_unsaved()
+
+    def _commit_ready(self) -> None:
+        for index in [index for index, left in self._open.items() if left == 0]:
+            self._commit_shard(index)
+
+    def _commit_shard(self, index: int) -> None:
+        """Write shard `index`, then name it in the manifest, then forget its rows."""
+        first, record = index * self._size, self.checkpoint
+        tracks = self._store.table[first:first + self._size]
+        names = [track.id for track in tracks if track.id in self._rows]
+        absent = {track.id: self._marks[track.id] for track in tracks if track.id not in self._rows}
+        data = shards.encode(
+            shards.stack([self._rows[name] for name in names], self._store.channels, self._store.identity.dim,
+                         self._store.dtype),
+            {"kind": "shard", "first": first, "ids": names,
+             "absent": {name: mark.model_dump(mode="json") for name, mark in absent.items()},
+             "tracks": [track.model_dump(mode="json") for track in tracks],
+             "checkpoint": record.model_dump(mode="json", exclude={"shards", "complete", "noise"}),
+             "manifest": self._store.manifest.model_dump(mode="json", exclude={"updated_by", "checkpoints"})})
+        shard = ShardInfo(file=f"{record.name}/shard-{index:05d}.safetensors", sha256=files.sha256(data), first=first,
+                          span=len(tracks), count=len(names), absent=absent)
+        files.write(self._store.path / shard.file, data)
+        self._update(shards=sorted([*record.shards, shard], key=lambda s: s.first))
+        del self._open[index]
+        for track in tracks:
+            self._rows.pop(track.id, None)
+            self._marks.pop(track.id, None)
+            self._unsaved.pop(track.id, None)
+        self._pending.drop(track.id for track in tracks)
+
+    def _save_unsaved(self) -> None:
+        """Write rows of open shards to a pending file, and hold them as views of it from now on."""
+        if not self._unsaved:
+            return
+        rows = {name: self._rows[name] for name in self._unsaved if name in self._rows}
+        marks = {name: self._marks[name] for name in self._unsaved if name in self._marks}
+        self._rows.update(self._pending.save(rows, marks, self._store.identity.dim, self._store.dtype))
+        self._unsaved.clear()
+
+    def _update(self, **changes: tp.Any) -> None:
+        self._store.commit(self._store.manifest.having(self.checkpoint.model_copy(update=changes)))
