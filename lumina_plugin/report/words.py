@@ -1,0 +1,159 @@
+"""A report in plain words: sentences and number formats that the HTML page and the terminal's table share."""
+
+import dataclasses
+import math
+import typing as tp
+import unicodedata
+
+from .schema import AttributionReport, ChannelReport, SongRow
+
+NBSP = '\u00a0'
+LONGEST = 90  # characters of a title or name that a page shows; the JSON and CSV hold all of it
+NAMED = 3  # songs that a summary names
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelWords:
+    """How a channel is called.
+
+    Attributes:
+        name: heading.
+        money: what is divided in it.
+        meaning: one line below the heading.
+        style: CSS class.
+    """
+    name: str
+    money: str
+    meaning: str
+    style: str
+
+
+_CHANNELS = {
+    'P': ChannelWords('Composition / publishing', 'publishing share',
+                      "The work that was written, compared through the model’s attention layers.", 'p'),
+    'M': ChannelWords('Production / master', 'master share',
+                      "The recording that was made, compared through the model’s output layers.", 'm'),
+}
+
+
+def channel_words(key: str) -> ChannelWords:
+    other = ChannelWords(f'Channel {key}', f'share of channel {key}', 'A group of the model’s layers.', 'x')
+    return _CHANNELS.get(key, other)
+
+
+def clean(text: str, longest: int = LONGEST) -> str:
+    """One line without control or direction characters, shortened."""
+    text = ' '.join(text[:10 * longest].split())  # a title of a megabyte is nobody's title
+    text = ''.join(char for char in text if unicodedata.category(char) not in ('Cc', 'Cf', 'Cs', 'Co', 'Cn'))
+    return text if len(text) <= longest else text[:longest - 1].rstrip() + '…'
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """0.714 -> '71.4 %'. A share that is not 0 never reads as 0.0, and one that is not whole never as 100.0."""
+    smallest = 10.0 ** -digits
+    value = fraction * 100
+    if 0 < value < smallest / 2:
+        return f'<{NBSP}{smallest:.{digits}f}{NBSP}%'
+    if 100 - smallest / 2 <= value < 100 - 1e-9:
+        return f'>{NBSP}{100 - smallest:.{digits}f}{NBSP}%'
+    return f'{value:.{digits}f}{NBSP}%'
+
+
+def confidence(fraction: float) -> str:
+    """A confidence as text. It is never certainty, so the highest that is printed is '> 99.9 %'."""
+    return percent(min(fraction, 1 - 1e-7))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Fixed decimals with a true minus sign, or powers of ten where those would hide the number."""
+    if value != 0 and (abs(value) < 0.5 * 10.0 ** -digits or abs(value) >= 1e6):
+        text = f'{value:.1e}'
+    else:
+        text = f'{value:.{digits}f}'
+    return text.replace('-', '−')
+
+
+def seconds(value: float) -> str:
+    """12.5 -> '12.5 s', 125 -> '2:05 min'."""
+    if value >= 119.95:
+        whole = round(value)
+        return f'{whole // 60}:{whole % 60:02d}{NBSP}min'
+    return f'{value:.1f}'.removesuffix('.0') + f'{NBSP}s'
+
+
+def count(items: int, one: str, many: str = '') -> str:
+    return f'{items:,}{NBSP}{one if items == 1 else many or one + "s"}'
+
+
+def song(row: SongRow) -> str:
+    artist = clean(row.artist)
+    return f'“{clean(row.title)}”' + (f' by {artist}' if artist else '')
+
+
+def paid(channel: ChannelReport) -> tp.List[SongRow]:
+    """Songs with a share, the largest first."""
+    return sorted((row for row in channel.rows if row.share > 0), key=lambda row: (-row.share, row.rank))
+
+
+def summary(key: str, channel: ChannelReport, silent: bool) -> str:
+    """Who gets what of one channel, in a sentence or two."""
+    money = channel_words(key).money
+    rows = paid(channel)
+    if not rows:
+        return f'The whole {money} stays unattributed. {_why_nobody(channel, silent)}'
+    goes = [f'{percent(row.share)} goes to {song(row)}' if not index else f'{percent(row.share)} to {song(row)}'
+            for index, row in enumerate(rows[:NAMED])]
+    rest = sum(row.share for row in rows[NAMED:])
+    if rest > 0:
+        goes.append(f'{percent(rest)} to {count(len(rows) - NAMED, "other song")}')
+    listed = goes[0] if len(goes) == 1 else ', '.join(goes[:-1]) + ' and ' + goes[-1]
+    if channel.unattributed > 0:
+        return f'Of the {money}, {listed}; {percent(channel.unattributed)} is unattributed.'
+    return f'Of the {money}, {listed}. Nothing is left unattributed.'
+
+
+def _why_nobody(channel: ChannelReport, silent: bool) -> str:
+    level = percent(channel.gate.level, 0)
+    if silent:
+        return 'The audio is silent, so there is nothing to compare.'
+    if channel.songs < 3:
+        return f'The store holds {count(channel.songs, "song")}; shares need at least 3 to compare with each other.'
+    if not channel.passing:
+        best = max(channel.rows, key=lambda row: row.cosine)
+        if best.cosine <= 0:
+            return 'No song of the catalogue is like it at all: no cosine is above 0.'
+        return (f'No song is closer to it than chance can explain: the closest is {song(best)}, '
+                f'with a confidence of {confidence(best.confidence)} where the gate asks for {gate_words(channel)}.')
+    return (f'{count(channel.passing, "song")} reached the {level} gate, '
+            'but none stands out from the rest of the catalogue.')
+
+
+def gate_words(channel: ChannelReport) -> str:
+    """What the gate asks, on the scale on which confidence is printed."""
+    return percent(math.erf(channel.gate.z_threshold / math.sqrt(2.0)))
+
+
+def headline(report: AttributionReport) -> str:
+    """What was attributed, as a title."""
+    query = report.query
+    if query.kind == 'file':
+        return f'Recording “{clean(query.id)}”'
+    if query.kind == 'continuation':
+        return f'Continuation of {prompt_song(report)}'
+    return f'Music generated from “{clean(query.prompt, 160)}”' if query.prompt else 'Music generated without a prompt'
+
+
+def prompt_song(report: AttributionReport) -> str:
+    wanted = report.query.prompt_song_id
+    if wanted is None:
+        return 'an audio prompt'
+    for channel in report.channels.values():
+        for row in channel.rows:
+            if row.track_id == wanted:
+                return song(row)
+    return f'“{clean(wanted)}”, which is not in the catalogue'
+
+
+def expected_by_chance(channel: ChannelReport) -> float:
+    """Songs that an unrelated query lets through the gate on average: N·(1 - Φ(threshold))."""
+    return channel.songs * 0.5 * math.erfc(channel.gate.z_threshold / math.sqrt(2.0))

@@ -1,0 +1,259 @@
+"""From scores to shares: noise floor, confidence, gate, STS, LIP, weights.
+
+Two different sigmas appear and must not be mixed. The *noise floor* belongs to the gate: it says how large a cosine
+chance alone produces, and is compared with the cosine. The *sd* belongs to STS: it is the spread of this query's scores
+over the catalogue, and is compared with the score.
+
+Every degenerate case has a defined result: no spread, fewer than three songs, or nobody qualified mean that all shares
+are 0 and the unattributed remainder is 1. No finite input yields NaN.
+"""
+
+import dataclasses
+import math
+import typing as tp
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import erf, erfinv
+
+from .errors import LuminaError
+from .scoring import FloatArray, finite_rows, unit_rows
+
+BoolArray = npt.NDArray[np.bool_]
+
+MIN_SONGS = 3  # with two songs every STS is +1 or -1: a spread says nothing
+TAILS = ('two_sided', 'one_sided')
+_ROUNDING = 1e-9  # an STS of exactly 1 must not earn money through its last bit
+_ORTHOGONAL = 1e-9  # root mean square cosine below which only rounding is left
+_FLAT = 1e-12  # spread, relative to the largest score, below which all scores count as equal
+
+
+def noise_floor(width: int) -> float:
+    """1/√D: standard deviation of the cosine of unrelated directions in D dimensions (LUMINA v7, noise floor)."""
+    if width < 1:
+        raise LuminaError(f"A fingerprint's width is {width}, but it must be at least 1: "
+                          "check recipe key 'projection.dim'.")
+    return 1.0 / math.sqrt(width)
+
+
+def measured_noise_floor(
+    songs: tp.Union[npt.ArrayLike, tp.Sequence[npt.ArrayLike]],
+    rank: tp.Optional[int] = None,
+    max_songs: int = 4096,
+) -> float:
+    """Root mean square of the cosines between different songs of the store.
+
+    For projections fitted on the songs, where 1/√D does not hold. The deviation is taken about 0, not about the mean,
+    because z = cosine/σ subtracts no mean: a common component in all songs then widens the floor instead of passing as
+    evidence. The vectors that a fitted projection yields are centred, so the two differ by about 1/N.
+
+    Args:
+        songs: `[N, D]`, or one such array per checkpoint: then the floor is that of the mean cosine over checkpoints.
+        rank: rank of a fitted projection that keeps nothing outside the songs' own span. A query without any relation
+            to the songs still has a root mean square cosine of 1/√rank in there (C checkpoints: 1/√(C·rank)), however
+            different the songs look from each other, so the floor is never put below that. Leave it out where the
+            projection keeps residual directions, which let an unrelated query be far from every song.
+        max_songs: above this many songs a fixed random sample of them is used.
+    Returns:
+        σ > 0. Without two songs to compare it is 1 (nothing passes a gate); where all songs are orthogonal it is 1/√D.
+    """
+    checkpoints = _checkpoints(songs)
+    count, width = checkpoints[0].shape
+    index = np.arange(count)
+    if count > max_songs:
+        index = np.sort(np.random.default_rng(0).choice(count, max_songs, replace=False))
+    # The mean of C cosines is the inner product of the concatenated unit vectors, divided by C.
+    unit = np.concatenate([unit_rows(_loaded(rows, index)) for rows in checkpoints], axis=1)  # [n, C * D]
+    unit = unit[np.any(unit != 0, axis=1)] / math.sqrt(len(checkpoints))  # silent songs would only lower the floor
+    if len(unit) < 2:
+        return 1.0
+    floor = _rms_off_diagonal(unit)
+    if floor < _ORTHOGONAL:
+        floor = noise_floor(width)
+    if rank is not None:
+        floor = max(floor, noise_floor(rank * len(checkpoints)))
+    return floor
+
+
+def _loaded(rows: tp.Any, index: npt.NDArray[np.int64]) -> FloatArray:
+    return finite_rows(np.asarray(rows[index], dtype=np.float64), 'song')
+
+
+def _checkpoints(songs: tp.Any) -> tp.List[tp.Any]:
+    rows = songs if hasattr(songs, 'shape') else [row if hasattr(row, 'shape') else np.asarray(row) for row in songs]
+    if hasattr(rows, 'shape'):
+        rows = [rows] if len(rows.shape) == 2 else list(rows)
+    elif rows and len(rows[0].shape) == 1:
+        rows = [np.asarray(rows)]
+    if not rows or any(len(row.shape) != 2 or row.shape != rows[0].shape for row in rows):
+        raise LuminaError("The noise floor is measured on [N, D] fingerprints, "
+                          "the same songs at every checkpoint: check the store.")
+    return list(rows)
+
+
+def _rms_off_diagonal(unit: FloatArray, block: int = 512) -> float:
+    total = 0.0
+    for start in range(0, len(unit), block):
+        gram = unit[start:start + block] @ unit.T  # [n, N]
+        gram[np.arange(len(gram)), np.arange(start, start + len(gram))] = 0.0
+        total += float(np.square(gram).sum())
+    return math.sqrt(total / (len(unit) * (len(unit) - 1)))
+
+
+def z_score(cosine: npt.ArrayLike, sigma: float) -> FloatArray:
+    """z = cosine/σ, any shape. Quotients that overflow are held at the largest finite number."""
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise LuminaError(f"The noise floor is {sigma}, but it must be above 0: measure it again on the store.")
+    with np.errstate(over='ignore'):
+        return np.nan_to_num(np.asarray(cosine, dtype=np.float64) / sigma)
+
+
+def confidence(cosine: npt.ArrayLike, sigma: float) -> FloatArray:
+    """erf(z/√2), and 0 below z = 0; any shape, in [0, 1] (LUMINA v7, confidence).
+
+    This is the two-sided probability that chance alone stays within ±z.
+    """
+    return erf(np.maximum(z_score(cosine, sigma), 0.0) / math.sqrt(2.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What a cosine must reach before its song can be paid.
+
+    The paper prints both the formula erf(z/√2) >= 95 %, which z = 1.960 meets (`two_sided`, the default), and a bound
+    of about 1.65 σ, which is the one-sided 95 % (`one_sided`). They disagree; a recipe says which it uses.
+
+    Attributes:
+        level: in [0, 1).
+        tail: `two_sided` or `one_sided`.
+    """
+    level: float = 0.95
+    tail: str = 'two_sided'
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level < 1:
+            raise LuminaError(f"Recipe key 'gate.level' is {self.level}, but it must be at least 0 and below 1: "
+                              "try 0.95.")
+        if self.tail not in TAILS:
+            raise LuminaError(f"Recipe key 'gate.tail' is {self.tail!r}: use one of {', '.join(TAILS)}.")
+
+    @property
+    def threshold(self) -> float:
+        """The z at which the gate opens: 1.960 or 1.645 at 95 %."""
+        level = self.level if self.tail == 'two_sided' else max(2 * self.level - 1, 0.0)
+        return math.sqrt(2.0) * float(erfinv(level))
+
+    def passes(self, z: npt.ArrayLike) -> BoolArray:
+        """Whether each z passes; z <= 0 never does."""
+        values = np.asarray(z, dtype=np.float64)
+        return (values >= self.threshold) & (values > 0)
+
+
+def standardised_scores(score: npt.ArrayLike) -> FloatArray:
+    """STS = (score - μ)/sd over the catalogue, ddof 0: `[N]` -> `[N]`; all 0 for fewer than 3 songs or equal scores."""
+    values = np.asarray(score, dtype=np.float64)
+    peak = float(np.abs(values).max(initial=0.0))
+    if len(values) < MIN_SONGS or peak == 0:
+        return np.zeros(len(values))
+    values = values / peak  # STS does not depend on scale; sums stay in range
+    ordered = np.sort(values)  # sums that do not depend on the songs' order, to the last bit
+    mean, sd = float(ordered.mean()), float(ordered.std())
+    if sd <= _FLAT:
+        return np.zeros(len(values))
+    return (values - mean) / sd
+
+
+def lip(sts: npt.ArrayLike) -> FloatArray:
+    """LIP = tanh(STS/2), in [-1, 1]; any shape (LUMINA v7, LIP)."""
+    return np.tanh(0.5 * np.asarray(sts, dtype=np.float64))
+
+
+def weights(sts: npt.ArrayLike) -> FloatArray:
+    """w = max(0, STS - 1)²; any shape (LUMINA v7, weights)."""
+    excess = np.asarray(sts, dtype=np.float64) - 1.0
+    return np.square(np.where(excess > _ROUNDING, excess, 0.0))
+
+
+def shares(weight: npt.ArrayLike, qualified: npt.ArrayLike) -> FloatArray:
+    """w/Σw over the qualified songs, 0 for the others: `[N]`, `[N]` -> `[N]`, with sum 1, or 0 if nobody qualifies."""
+    counted = np.where(np.asarray(qualified, dtype=bool), np.asarray(weight, dtype=np.float64), 0.0)
+    total = float(np.sort(counted).sum())
+    return counted / total if total > 0 else np.zeros(len(counted))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelStatistics:
+    """What one channel says about one query. Arrays are `[N]`, in the store's order of songs.
+
+    Attributes:
+        cosine: mean cosine over checkpoints, which the gate judges.
+        score: the recipe's score, from which STS and everything after it follow.
+        z: cosine / noise floor.
+        confidence: in [0, 1].
+        sts: standardised score.
+        lip: in [-1, 1].
+        lip_percent: (LIP + 1)/2 · 100.
+        passes_gate: z reaches the gate's threshold.
+        qualified: passes the gate and STS > 1.
+        weight: max(0, STS - 1)², for every song, qualified or not.
+        share: fraction of the channel's money; sums to 1 or 0.
+        unattributed: what is left of 1.
+        noise_floor: σ of the gate.
+        gate: the gate that was used.
+    """
+    cosine: FloatArray
+    score: FloatArray
+    z: FloatArray
+    confidence: FloatArray
+    sts: FloatArray
+    lip: FloatArray
+    lip_percent: FloatArray
+    passes_gate: BoolArray
+    qualified: BoolArray
+    weight: FloatArray
+    share: FloatArray
+    unattributed: float
+    noise_floor: float
+    gate: Gate
+
+
+def channel_statistics(
+    cosine: npt.ArrayLike,
+    score: npt.ArrayLike,
+    noise_floor: float,
+    gate: tp.Optional[Gate] = None,
+) -> ChannelStatistics:
+    """All statistics of one query in one channel.
+
+    Args:
+        cosine: `[N]`, compared with the noise floor.
+        score: `[N]`, standardised over the catalogue. May be the cosine itself.
+        noise_floor: σ of the gate, from `noise_floor` or `measured_noise_floor`.
+        gate: 95 %, two-sided unless given.
+    Raises:
+        LuminaError: where lengths differ, a value is not finite, or the noise floor is not above 0.
+    """
+    gate = gate or Gate()
+    cosines, scores = _vector('cosine', cosine), _vector('score', score)
+    if len(cosines) != len(scores):
+        raise LuminaError(f"There are {len(cosines)} cosines but {len(scores)} scores: score the same songs for both.")
+    z = z_score(cosines, noise_floor)
+    sts = standardised_scores(scores)
+    weight, passes = weights(sts), gate.passes(z)
+    qualified = passes & (weight > 0)
+    share, influence = shares(weight, qualified), lip(sts)
+    return ChannelStatistics(
+        cosine=cosines, score=scores, z=z, confidence=confidence(cosines, noise_floor), sts=sts, lip=influence,
+        lip_percent=(influence + 1.0) * 50.0, passes_gate=passes, qualified=qualified, weight=weight, share=share,
+        unattributed=0.0 if qualified.any() else 1.0, noise_floor=float(noise_floor), gate=gate)
+
+
+def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = np.array(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise LuminaError(f"{name} has shape {array.shape}, but [N] is expected: pass one query's row.")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise LuminaError(f"The {name} of song number {int(bad[0])} is not a finite number: "
+                          "fingerprint that song again.")
+    return array
