@@ -1,0 +1,1 @@
+"""Grids over our own solvers, e.g. `dora grid lumina.quickstart --dry_run --init`."""

@@ -1,0 +1,277 @@
+"""From a query's codes to an attribution report: score against the store, then statistics, per channel."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+import typing as tp
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import __version__, audio, statistics
+from .conditions import attributes_for
+from .errors import LuminaError
+from .fingerprint import Example, Fingerprinter, Projections
+from .hashing import codes_hash, model_config_hash, state_hash
+from .projection import ChannelProjection
+from .recipe import Recipe, recipe_from_dict
+from .report import schema
+from .scoring import compute_scores, multi_checkpoint
+from .store import CheckpointInfo, FingerprintStore
+from .tokens import CodeChunk, TokenizedAudio, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+NON_COMMERCIAL = ('facebook/musicgen', 'facebook/audiogen', 'facebook/magnet')
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryFacts:
+    """What a report says about its query besides the numbers.
+
+    Args:
+        id (str): Short name. kind (str): 'generation', 'continuation' or 'file'.
+        prompt (str, optional): Text. seed (int, optional): Of the generation.
+        prompt_song_id (str, optional): Catalogue song that a continuation began with.
+        prompt_seconds (float): Length of the audio prompt.
+        sha256 (str, optional): Of the audio file's bytes; its codes' hash stands in until a file exists.
+        audio_file (str, optional): Name of the audio file beside the report.
+    """
+    id: str = 'query'
+    kind: tp.Literal['generation', 'continuation', 'file'] = 'generation'
+    prompt: tp.Optional[str] = None
+    seed: tp.Optional[int] = None
+    prompt_song_id: tp.Optional[str] = None
+    prompt_seconds: float = 0.
+    sha256: tp.Optional[str] = None
+    audio_file: tp.Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Channel:
+    """Songs of one channel: ids in order and unit rows [N, D] per checkpoint."""
+    ids: tp.List[str]
+    songs: tp.List[np.ndarray]
+    noise_floor: float
+    how: str
+
+
+class Attributor:
+    """Attribute codes or recordings to the songs of a store.
+
+    Args:
+        lm (nn.Module): audiocraft `LMModel` of the architecture that the store was made with.
+        codec: audiocraft `CompressionModel` that made the store's codes.
+        store (FingerprintStore or path): Fingerprints of the catalogue.
+        codec_id (str): What to call the codec in reports. codec_hash (str, optional): Known hash, else computed.
+        recipe (Recipe, optional): Other scoring, gate or checkpoints than the store's own recipe; what changes a
+            fingerprint must agree with the store.
+        catalogue_hash (str, optional): Hash of the catalogue in use, to warn where the store was made from another.
+        batch_size (int): Chunks per pass.
+    Raises:
+        LuminaError: when store and model, codec or recipe do not belong together, with both hashes.
+    """
+
+    def __init__(self, lm: nn.Module, codec: tp.Any, store: tp.Union[FingerprintStore, str, Path],
+                 codec_id: str = 'codec', codec_hash: tp.Optional[str] = None, recipe: tp.Optional[Recipe] = None,
+                 batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None):
+        from .codec import codec_hash as hash_of
+        self.store = store if isinstance(store, FingerprintStore) else FingerprintStore.open(store)
+        self.lm, self.codec, self.codec_id = lm, codec, codec_id
+        self.recipe = recipe or recipe_from_dict(self.store.identity.recipe)
+        self.codec_hash = codec_hash or hash_of(codec)
+        self.batch_size, self.autocast = batch_size, autocast
+        self.store.expect(codec_hash=self.codec_hash, model_config_hash=model_config_hash(lm),
+                          recipe_hash=self.recipe.fingerprint_hash)
+        complete = [checkpoint for checkpoint in self.store.checkpoints if checkpoint.complete]
+        if not complete:
+            raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with `lumina fingerprint` "
+                              "or `dora run ... execute_only=fingerprint`.")
+        self.checkpoints = complete[-1:] if self.recipe.checkpoints == 'last' else complete
+        self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
+        self._fingerprinters = functools.lru_cache(maxsize=8)(self._fingerprinter)
+        self._channels = {channel: self._load_channel(channel) for channel in self.store.channels}
+
+    # -- entry points ---------------------------------------------------------------------------------------------
+
+    def attribute_file(self, path: tp.Union[str, Path], facts: tp.Optional[QueryFacts] = None
+                       ) -> schema.AttributionReport:
+        """Attribute a recording on disk; it is encoded as the catalogue was, without any condition.
+
+        Raises:
+            LuminaError: when it cannot be read or holds nothing but silence.
+        """
+        begun = time.perf_counter()
+        tokenized = self.tokenizer.file(path)
+        facts = facts or QueryFacts(id=Path(path).stem, kind='file', audio_file=Path(path).name)
+        facts = dataclasses.replace(facts, sha256=facts.sha256 or audio.file_sha256(path))
+        if tokenized.silent:
+            raise LuminaError(f"{path} is silent throughout (below {self.recipe.silence_db:g} dBFS): there is nothing to "
+                              "attribute; pass a recording with sound.")
+        return self._report(tokenized, attributes_for(self.lm), facts, {'encode': time.perf_counter() - begun})
+
+    def attribute_codes(self, codes: torch.Tensor, attributes: tp.Any = None,
+                        facts: QueryFacts = QueryFacts()) -> schema.AttributionReport:
+        """Attribute codes [K, T] that a model has just generated, under the conditions it had.
+
+        Args:
+            codes (torch.Tensor): Finished codes of one clip, prompt included.
+            attributes: Its `ConditioningAttributes`; none stands for no condition.
+            facts (QueryFacts): Whence it came; `prompt_seconds` are left out where the recipe says so.
+        """
+        attributes = attributes_for(self.lm) if attributes is None else attributes
+        return self._report(self.tokenizer.finished(codes), attributes, facts, {})
+
+    # -- the route ------------------------------------------------------------------------------------------------
+
+    def _report(self, tokenized: TokenizedAudio, attributes: tp.Any, facts: QueryFacts,
+                timings: tp.Dict[str, float]) -> schema.AttributionReport:
+        masked = facts.prompt_seconds if self.recipe.mask_prompt else 0.
+        chunks = [(chunk, self._example(chunk, masked, attributes)) for chunk in tokenized.chunks]
+        heard = [(index, example) for index, (_, example) in enumerate(chunks) if example is not None]
+        if not heard:
+            raise LuminaError(f"Nothing of {facts.id} is left to attribute: its prompt covers all of it; generate more than "
+                              "the prompt or set recipe key mask_prompt to false.")
+        begun = time.perf_counter()
+        whole, parts = self._fingerprints([example for _, example in heard])
+        timings = {**timings, 'fingerprint': time.perf_counter() - begun}
+        begun = time.perf_counter()
+        channels = {}
+        for channel, loaded in self._channels.items():
+            values = self._statistics(loaded, whole[channel])
+            segments = self._segments(loaded, chunks, [index for index, _ in heard], parts[channel], masked)
+            tracks = [self.store.track(track_id) for track_id in loaded.ids]
+            channels[channel] = schema.ChannelReport.from_statistics(
+                values, tracks, self.recipe.scoring.method, loaded.how, segments)
+        timings['score'] = time.perf_counter() - begun
+        return schema.AttributionReport(
+            lumina_version=__version__, query=self._query(tokenized, facts), channels=channels, timings=timings,
+            warnings=self.warnings(), **self._provenance())
+
+    def _example(self, chunk: CodeChunk, masked: float, attributes: tp.Any) -> tp.Optional[Example]:
+        first = min(max(round((masked - chunk.start) * self.tokenizer.frame_rate), 0), chunk.frames)
+        return None if chunk.silent or first >= chunk.frames else Example(chunk.codes, first, chunk.frames, attributes)
+
+    def _fingerprints(self, examples: tp.List[Example]
+                      ) -> tp.Tuple[tp.Dict[str, tp.List[np.ndarray]], tp.Dict[str, tp.List[np.ndarray]]]:
+        """Per channel and checkpoint, the query's fingerprint [D] and its chunks' [n, D]."""
+        whole: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
+        parts: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
+        for checkpoint in self.checkpoints:
+            vectors, rows = self._fingerprinters(checkpoint.name).query(examples)
+            for channel in self._channels:
+                whole[channel].append(vectors[channel].numpy())
+                parts[channel].append(rows[channel].numpy())
+        return whole, parts
+
+    def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray], method: str) -> np.ndarray:
+        """Mean score over the checkpoints, [Q, N], of queries [Q, D] per checkpoint."""
+        return multi_checkpoint([compute_scores(method, query, songs, ridge=self.recipe.scoring.ridge)
+                                 for query, songs in zip(queries, loaded.songs)])
+
+    def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray]) -> statistics.ChannelStatistics:
+        rows = [vector[None] for vector in query]
+        cosine = self._scores(loaded, rows, 'cosine')[0]
+        method = self.recipe.scoring.method
+        scores = cosine if method == 'cosine' else self._scores(loaded, rows, method)[0]
+        gate = statistics.Gate(self.recipe.gate.level, self.recipe.gate.tail)
+        return statistics.channel_statistics(cosine, scores, loaded.noise_floor, gate)
+
+    def _segments(self, loaded: _Channel, chunks: tp.List[tp.Tuple[CodeChunk, tp.Optional[Example]]],
+                  heard: tp.List[int], parts: tp.List[np.ndarray], masked: float) -> tp.List[schema.Segment]:
+        cosine = self._scores(loaded, parts, 'cosine')  # [n, N]
+        method = self.recipe.scoring.method
+        scores = cosine if method == 'cosine' else self._scores(loaded, parts, method)
+        rows = {index: row for row, index in enumerate(heard)}
+        segments = []
+        for index, (chunk, example) in enumerate(chunks):
+            end = chunk.start + chunk.frames / self.tokenizer.frame_rate
+            top: tp.List[schema.SegmentHit] = []
+            if index in rows:
+                row = rows[index]
+                best = np.argsort(-scores[row], kind='stable')[:schema.TOP_PER_SEGMENT]
+                top = [schema.SegmentHit(track_id=loaded.ids[i], cosine=float(cosine[row, i]),
+                                         score=float(scores[row, i])) for i in best]
+            left_out = min(max(masked - chunk.start, 0.), end - chunk.start)
+            segments.append(schema.Segment(index=index, start=chunk.start, end=end, masked_seconds=left_out,
+                                           silent=chunk.silent, top=top))
+        return segments
+
+    # -- what a report says about its making ----------------------------------------------------------------------
+
+    def _query(self, tokenized: TokenizedAudio, facts: QueryFacts) -> schema.Query:
+        codes = tokenized.codes
+        known = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
+        return schema.Query(**known, duration=codes.shape[-1] / self.tokenizer.frame_rate,
+                            sample_rate=self.codec.sample_rate, codes_hash=codes_hash(codes), silent=tokenized.silent)
+
+    def _provenance(self) -> tp.Dict[str, tp.Any]:
+        identity = self.store.identity
+        return dict(
+            model=schema.Model(id=identity.model_id, config_hash=identity.model_config_hash,
+                               licence_note=identity.licence),
+            codec=schema.Codec(id=self.codec_id, hash=self.codec_hash),
+            store=schema.Store(name=self.store.path.name, hash=audio.file_sha256(self.store.path / 'manifest.json'), catalogue_hash=identity.catalogue_hash,
+                               songs=len(next(iter(self._channels.values())).ids),
+                               trained_on_hash=identity.trained_on_hash),
+            checkpoints=[schema.Checkpoint(name=c.name, epoch=c.epoch, model_hash=c.model_hash)
+                         for c in self.checkpoints],
+            recipe=schema.RecipeRecord(name=self.recipe.name, hash=self.recipe.hash, keys=self.recipe.describe()))
+
+    def warnings(self) -> tp.List[str]:
+        """What a reader must know before trusting the numbers."""
+        identity = self.store.identity
+        found = []
+        if identity.trained_on_hash is None:
+            found.append("It is not known what this checkpoint was trained on: the shares compare likeness in the model, "
+                         "not proven training influence.")
+        elif identity.trained_on_hash != identity.catalogue_hash:
+            found.append(f"The catalogue of this store ({identity.catalogue_hash[:12]}) is not what the checkpoint was trained on "
+                         f"({identity.trained_on_hash[:12]}).")
+        if identity.licence:
+            found.append(identity.licence)
+        unusable = [track for track in self.store.tracks if track.status != 'ok']
+        if unusable:
+            found.append(f"{len(unusable)} of {len(self.store.tracks)} songs have no fingerprint (silent or unreadable) and can "
+                         f"earn nothing: {', '.join(track.id for track in unusable[:5])}"
+                         f"{' …' if len(unusable) > 5 else ''}.")
+        return found
+
+    # -- loading --------------------------------------------------------------------------------------------------
+
+    def _load_channel(self, channel: str) -> _Channel:
+        loaded = [self.store.vectors(checkpoint.name, channel) for checkpoint in self.checkpoints]
+        ids = loaded[0][0]
+        if any(other != ids for other, _ in loaded):
+            raise LuminaError(f"The checkpoints of {self.store.path} do not hold the same songs; fingerprint again with "
+                              "`execute_only=fingerprint`.")
+        songs = [rows.float().numpy() for _, rows in loaded]
+        if self.recipe.gate.noise_floor == 'theory':
+            return _Channel(ids, songs, statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
+        return _Channel(ids, songs, statistics.measured_noise_floor(songs), 'measured')
+
+    def _fingerprinter(self, name: str) -> Fingerprinter:
+        """The model with the weights and projections of one checkpoint."""
+        checkpoint = next(c for c in self.checkpoints if c.name == name)
+        weights = self._weights(checkpoint)
+        fingerprinter = Fingerprinter(self.lm, self.recipe, weights, batch_size=self.batch_size, autocast=self.autocast)
+        projections: Projections = {}
+        for channel, blocks in fingerprinter.channels.items():
+            tensors, stored = self.store.projection(name, channel)
+            projections[channel] = ChannelProjection.load(blocks, tensors, stored, self.recipe.block_norm)
+        fingerprinter.projections = projections
+        return fingerprinter
+
+    def _weights(self, checkpoint: CheckpointInfo) -> tp.Optional[tp.Mapping[str, torch.Tensor]]:
+        """A checkpoint's weights, or None where they are the live model's own."""
+        if checkpoint.weights is not None:
+            return self.store.load_weights(checkpoint)
+        live = state_hash(self.lm.state_dict())
+        if live != checkpoint.model_hash:
+            raise LuminaError(f"Store {self.store.path} keeps no weights for {checkpoint.name} and was made with model "
+                              f"{checkpoint.model_hash[:12]}, but the loaded model is {live[:12]}; load that model.")
+        return None

@@ -1,0 +1,182 @@
+"""The commands of `lumina`. Nothing heavy is imported before a command needs it."""
+
+import logging
+import os
+import sys
+import typing as tp
+from pathlib import Path
+
+import typer
+
+from ..errors import LuminaError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', help="""
+Which training songs shaped a generated song, by how much, and how sure are we?
+
+Start with `lumina quickstart`: it renders a catalogue, trains a small MusicGen, fingerprints the catalogue alongside and
+generates clips with attributions attached, on a CPU and offline. Then try `lumina attribute FILE` on a recording.
+""")
+catalogue_app = typer.Typer(no_args_is_help=True, help="Make a catalogue from a folder of recordings, or look one over.")
+app.add_typer(catalogue_app, name='catalogue')
+
+_Source = tp.Annotated[str, typer.Argument(
+    metavar='MODEL', help="Folder or signature of a dora run, an exported MusicGen folder, or a hub name.")]
+_Model = tp.Annotated[tp.Optional[str], typer.Option(
+    '--model', '-m', help="Folder or signature of a dora run, an exported folder, or a hub name; "
+                          "the quickstart's run unless said.")]
+_Store = tp.Annotated[tp.Optional[Path], typer.Option(
+    '--store', '-s', help="Fingerprint store; the one beside the run's checkpoints unless said.")]
+_Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
+_Quiet = tp.Annotated[bool, typer.Option('--quiet', '-q', help="No progress and no notes, only results.")]
+
+
+@app.callback()
+def _setup(verbose: tp.Annotated[bool, typer.Option('--verbose', '-v', help="Show what happens inside.")] = False) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format='%(message)s', stream=sys.stderr)
+    for noisy in ('matplotlib', 'httpx', 'numba', 'urllib3', 'audiocraft', 'fsspec', 'asyncio', 'torio', 'filelock'):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@app.command()
+def quickstart(
+    out: tp.Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path('outputs'),
+    override: tp.Annotated[tp.Optional[tp.List[str]], typer.Argument(
+        metavar='[KEY=VALUE]...', help="Configuration keys for `dora run`, e.g. optim.epochs=4.")] = None,
+    jobs: tp.Annotated[int, typer.Option(min=1, help="Processes that render songs.")] = 2,
+) -> None:
+    """The whole system once: catalogue, training with fingerprints, generations with attributions.
+
+    About five minutes on two CPU cores; called again it reuses what is finished.
+    """
+    from ..quickstart import run_quickstart
+    from ..report.render import render_table
+    result = run_quickstart(out, override or [], jobs)
+    for clip, report in zip(result.clips, result.reports):
+        print(f'\n{clip.name}')
+        print(render_table(report))
+    shown = Path(os.path.relpath(result.run))
+    clip = Path(os.path.relpath(result.clips[0]))
+    print(f"""
+Stored  {os.path.relpath(result.store)}   (fingerprints of 4 checkpoints, both channels)
+Reports {clip.parent}/*/report.html   (open one in a browser)
+
+Try next:
+  lumina attribute {clip}/audio.wav                        attribute any recording
+  lumina generate --text "slow waltz" --out outputs/mine   generate with attributions attached
+  lumina generate --continue SONG.wav --out outputs/mine   continue a recording
+  lumina fingerprint {shown} --recipe paper                the printed recipe beside the default one
+  lumina demo                                              all of it in a browser""")
+
+
+@catalogue_app.command('build')
+def catalogue_build(
+    folder: tp.Annotated[Path, typer.Argument(help="Folder with recordings (wav, flac, ogg, mp3, m4a, aiff, opus).")],
+    out: tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for the manifest, data.jsonl.")],
+    strict: tp.Annotated[bool, typer.Option(help="Stop at the first bad song instead of skipping it.")] = False,
+) -> None:
+    """Write an audiocraft manifest for a folder of recordings; bad ones are named, counted and skipped."""
+    from ..catalogue import build_catalogue
+    result = build_catalogue(folder, out, strict=strict)
+    print(result.summary())
+
+
+@catalogue_app.command('check')
+def catalogue_check(path: tp.Annotated[Path, typer.Argument(help="Manifest (data.jsonl) or its folder.")]) -> None:
+    """Look a catalogue over: missing, unreadable, silent and duplicate songs. Exit code 2 when something is wrong."""
+    from ..catalogue import check_catalogue
+    result = check_catalogue(path)
+    print(result.summary())
+    if not result.ok:
+        raise LuminaError(f"{path} has songs that cannot be used as they are, listed above; remove or mend them.")
+
+
+@app.command()
+def fingerprint(
+    model: _Source,
+    catalogue: tp.Annotated[tp.Optional[Path], typer.Option(
+        '--catalogue', '-c', help="Manifest of the songs; a run's own training songs unless said.")] = None,
+    out: tp.Annotated[tp.Optional[Path], typer.Option('--out', '-o', help="Folder of the store.")] = None,
+    recipe: tp.Annotated[str, typer.Option('--recipe', '-r', help="default or paper.")] = 'default',
+    strict: tp.Annotated[bool, typer.Option(help="Stop at a song that cannot be read.")] = False,
+    batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
+    device: _Device = None,
+) -> None:
+    """Fingerprint a catalogue with a trained model. During a training, `dora run solver=lumina/…` does it alongside."""
+    from ..recipe import get_recipe
+    from ..workflows import fingerprint_model
+    store = fingerprint_model(model, catalogue, out, get_recipe(recipe), strict, device, batch_size)
+    unusable = [track for track in store.tracks if track.status != 'ok']
+    for track in unusable:
+        print(f'{track.status}: {track.id} ({track.reason})')
+    print(f"{len(store.tracks) - len(unusable)} songs fingerprinted, {len(unusable)} skipped or silent, "
+          f"{len(store.checkpoints)} checkpoints, in {store.path}")
+
+
+@app.command()
+def generate(
+    out: tp.Annotated[Path, typer.Option('--out', '-o', help="Folder; each clip gets one of its own in it.")],
+    text: tp.Annotated[tp.Optional[str], typer.Option('--text', '--prompt', help="What it should sound like.")] = None,
+    continue_from: tp.Annotated[tp.Optional[Path], typer.Option('--continue', help="Recording to continue.")] = None,
+    prompt_seconds: tp.Annotated[float, typer.Option(min=0.1, help="How much of the recording is the prompt.")] = 3.,
+    seconds: tp.Annotated[float, typer.Option(help="Length of each clip, prompt included.")] = 10.,
+    count: tp.Annotated[int, typer.Option('--n', '-n', min=1, help="Clips.")] = 1,
+    seed: tp.Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    temperature: tp.Annotated[float, typer.Option(min=0.01, help="Above 1 is wilder, below 1 safer.")] = 1.,
+    top_k: tp.Annotated[int, typer.Option(min=1, help="Sample among so many codes.")] = 250,
+    name: tp.Annotated[str, typer.Option(help="Name of the clips.")] = 'clip',
+    model: _Model = None, store: _Store = None, device: _Device = None, quiet: _Quiet = False,
+) -> None:
+    """Generate music with attributions attached: audio.wav, report.json and report.html per clip."""
+    from ..report.render import render_table
+    from ..workflows import Prompt, Studio, quickstart_run
+    studio = Studio(model or quickstart_run(), store, device=device)
+    prompt = Prompt(continue_from, prompt_seconds) if continue_from is not None else None
+    clips = studio.generate(out, name, text, prompt, seconds, count, seed, top_k, temperature, progress=not quiet)
+    for clip in clips:
+        if not quiet:
+            print(f'\n{clip.folder}')
+        print(render_table(clip.report))
+
+
+@app.command()
+def attribute(
+    file: tp.Annotated[Path, typer.Argument(help="Recording: any format that soundfile or ffmpeg's libraries read.")],
+    out: tp.Annotated[tp.Optional[Path], typer.Option(
+        '--out', '-o', help="Write report.json and report.html into this folder.")] = None,
+    top: tp.Annotated[int, typer.Option(min=1, help="Songs to print per channel.")] = 5,
+    json_: tp.Annotated[bool, typer.Option('--json', help="Print the whole report as JSON.")] = False,
+    model: _Model = None, store: _Store = None, device: _Device = None,
+) -> None:
+    """Attribute a recording to the songs of a store."""
+    from ..audio import check_readable
+    from ..report.render import render_table
+    from ..workflows import Studio, quickstart_run
+    check_readable(file)
+    report = Studio(model or quickstart_run(), store, device=device).attribute(file, out)
+    print(report.model_dump_json(indent=2) if json_ else render_table(report, top=top))
+    if out is not None and not json_:
+        print(f'\nWritten: {out}/report.html and report.json')
+
+
+@app.command()
+def demo(
+    model: _Model = None, store: _Store = None, device: _Device = None,
+    host: tp.Annotated[str, typer.Option(help="Address to listen on; this machine alone unless said.")] = '127.0.0.1',
+    port: tp.Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
+) -> None:
+    """Open the web page: generate, attribute a file, see both channels."""
+    from ..web import launch
+    from ..workflows import quickstart_run
+    launch(model or quickstart_run(), store, device=device, host=host, port=port)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which shims are active, and what works offline."""
+    from ..doctor import collect
+    findings = collect()
+    width = max(len(topic) for topic, _, _ in findings)
+    for topic, finding, ok in findings:
+        print(f"{'ok ' if ok else '!! '} {topic:<{width}}  {finding}")
+    if not all(ok for _, _, ok in findings):
+        print("\nLines marked !! name what is missing and how to mend it.")
