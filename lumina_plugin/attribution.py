@@ -215,7 +215,7 @@ class Attributor:
             model=schema.Model(id=identity.model_id, config_hash=identity.model_config_hash,
                                licence_note=identity.licence),
             codec=schema.Codec(id=self.codec_id, hash=self.codec_hash),
-            store=schema.Store(name=self.store.path.name, hash=audio.file_sha256(self.store.path / 'manifest.json'), catalogue_hash=identity.catalogue_hash,
+            store=schema.Store(name=self.store.path.name, hash=self.store.hash, catalogue_hash=identity.catalogue_hash,
                                songs=len(next(iter(self._channels.values())).ids),
                                trained_on_hash=identity.trained_on_hash),
             checkpoints=[schema.Checkpoint(name=c.name, epoch=c.epoch, model_hash=c.model_hash)

@@ -15,18 +15,18 @@ and, where it does, stays out of the way. What is shimmed, and why:
 Importing this module costs nothing (no torch); `install` imports torch. Call it before audiocraft is imported.
 """
 
-from dataclasses import dataclass
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
-from pathlib import Path
 import shutil
 import sys
 import types
 import typing as tp
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,15 @@ def _torchaudio() -> Shim:
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
+def _plain_dict(*_default_factory: tp.Any) -> dict:
+    """What a pickled `defaultdict` becomes: torch's restricted unpickler fills plain dictionaries only."""
+    return {}
+
+
 def _checkpoints() -> Shim:
     import torch
     if not hasattr(torch.serialization, 'add_safe_globals'):
         return Shim('checkpoints', False, f'torch {torch.__version__} loads the types in checkpoints')
-    import collections
     import omegaconf
     from omegaconf import base, nodes
     # Containers and leaf nodes of a configuration, and the plain types that their pickles name. No code can hide in
@@ -186,7 +190,8 @@ def _checkpoints() -> Shim:
     torch.serialization.add_safe_globals([
         omegaconf.DictConfig, omegaconf.ListConfig, base.ContainerMetadata, base.Metadata, tp.Any,
         nodes.AnyNode, nodes.StringNode, nodes.IntegerNode, nodes.FloatNode, nodes.BooleanNode,
-        collections.defaultdict, dict, list, int, float, str, bool])
+        (_plain_dict, 'collections.defaultdict'),  # in the state of audiocraft's running mean of weights
+        dict, list, int, float, str, bool])
     return Shim('checkpoints', True, f'torch {torch.__version__} must be told that omegaconf types are data')
 
 

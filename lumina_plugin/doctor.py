@@ -79,24 +79,24 @@ def _requirements() -> Findings:
     try:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return [Finding('packages', f'{PACKAGE} is not installed, only its folder is there: run `make install`, or '
-                                    '`pip install -e .` in the checkout', False)]
+        return [Finding('packages', f'{PACKAGE} is not installed, only its folder is there: run `make install`', False)]
     wanted = {req.name: req for req in map(Requirement, lines) if req.marker is None or req.marker.evaluate()}
     unfit = [req for name, req in wanted.items()
              if not req.specifier.contains(_version(name) or '0', prereleases=True) or _version(name) is None]
     found = [Finding(name, str(_version(name))) for name in NAMED if name in wanted and wanted[name] not in unfit]
-    found += [Finding(req.name, f"{_version(req.name) or 'missing'}: run `pip install '{req.name}{req.specifier}'`", False)
-              for req in unfit]
+    for req in unfit:
+        mend = f"pip install '{req.name}{req.specifier}'"
+        found.append(Finding(req.name, f"{_version(req.name) or 'missing'}: run `{mend}`", False))
     return found + [Finding('packages', f'{len(wanted) - len(unfit)} of {len(wanted)} requirements are met', not unfit)]
 
 
 def _audiocraft() -> Findings:
     version = _version('audiocraft')
     if version is None:
-        return [Finding('audiocraft', f'missing: run `{INSTALL_AUDIOCRAFT}` (without --no-deps it asks for versions of '
-                                      'torch and av that cannot be installed)', False)]
+        why = 'without --no-deps it asks for versions of torch and av that cannot be installed'
+        return [Finding('audiocraft', f'missing: run `{INSTALL_AUDIOCRAFT}` ({why})', False)]
     if f'audiocraft=={version}' != AUDIOCRAFT:
-        return [Finding('audiocraft', f'{version} is not the release this was made for: run `{INSTALL_AUDIOCRAFT}`', False)]
+        return [Finding('audiocraft', f'{version}, but this was made for {AUDIOCRAFT}: run `{INSTALL_AUDIOCRAFT}`', False)]
     compat.install()
     for module in ('audiocraft.models', 'audiocraft.solvers'):
         importlib.import_module(module)
@@ -105,7 +105,8 @@ def _audiocraft() -> Findings:
 
 def _shims() -> Findings:
     shims = compat.install()
-    return [Finding(f'shim {shim.name}', f"{'active' if shim.active else 'not needed'}: {shim.reason}") for shim in shims]
+    return [Finding(f'shim {shim.name}', f"{'active' if shim.active else 'not needed'}: {shim.reason}")
+            for shim in shims]
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -116,9 +117,9 @@ def _device() -> Findings:
     if not torch.cuda.is_available():
         why = 'this torch is a CPU build' if torch.version.cuda is None else 'torch sees no NVIDIA GPU'
         return [Finding('device', f'cpu, {threads} ({why}; a CPU is enough for the quickstart)')]
-    cards = [f'cuda:{index} {torch.cuda.get_device_name(index)}, '
-             f'{_gib(torch.cuda.get_device_properties(index).total_memory)}' for index in range(torch.cuda.device_count())]
-    return [Finding('device', f"{'; '.join(cards)}; cpu, {threads}")]
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    named = '; '.join(f'cuda:{index} {card.name}, {_gib(card.total_memory)}' for index, card in enumerate(cards))
+    return [Finding('device', f'{named}; cpu, {threads}')]
 
 
 def _memory() -> Findings:
@@ -146,13 +147,14 @@ def _output_folder() -> Findings:
     how = f'from {named}' if named else 'LUMINA_DORA_DIR names another'
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        return [Finding('output folder', f'{folder} cannot be written ({how}): set LUMINA_DORA_DIR to one that can', False)]
+        mend = 'set LUMINA_DORA_DIR to one that can'
+        return [Finding('output folder', f'{folder} cannot be written ({how}): {mend}', False)]
     free = shutil.disk_usage(place).free
     enough = free >= SPARE_DISK
     mend = '' if enough else '; the quickstart needs 2 GiB: make room, or set LUMINA_DORA_DIR'
     runs = len(list((folder / 'xps').glob('*/.hydra/config.yaml')))
-    return [Finding('output folder', f"{folder} ({how}), {runs} {'run' if runs == 1 else 'runs'}, {_gib(free)} free{mend}",
-                    enough)]
+    counted = f"{runs} {'run' if runs == 1 else 'runs'}"
+    return [Finding('output folder', f'{folder} ({how}), {counted}, {_gib(free)} free{mend}', enough)]
 
 
 def _gib(size: float) -> str:
@@ -164,13 +166,13 @@ def _gib(size: float) -> str:
 def _codec() -> Findings:
     from .codec import load_codec
     codec: tp.Any = load_codec()
-    return [Finding('codec', f'the one in the package loads: {codec.sample_rate} Hz, {codec.num_codebooks} codebooks of '
-                             f'{codec.cardinality}, {codec.frame_rate:g} frames/s')]
+    form = f'{codec.num_codebooks} codebooks of {codec.cardinality}, {codec.frame_rate:g} frames/s'
+    return [Finding('codec', f'the one in the package loads: {codec.sample_rate} Hz, {form}')]
 
 
 def _offline() -> Findings:
-    return [Finding('offline', 'quickstart, fingerprint, generate, attribute and demo work without network, with models '
-                               'trained here or exported folders; only hub models download')]
+    return [Finding('offline', 'everything works without network on models trained here and on exported folders; '
+                               'only hub models download')]
 
 
 def _hub() -> Findings:

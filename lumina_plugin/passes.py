@@ -18,7 +18,7 @@ from .fingerprint import Example, Fingerprinter, Projections, Song, spread
 from .projection import ChannelProjection
 from .hashing import model_config_hash
 from .recipe import Recipe
-from .store import CheckpointInfo, FingerprintStore, Identity, TrackRecord
+from .store import CheckpointInfo, FingerprintStore, Identity, StoreWriter, TrackRecord
 from .tokens import TokenizedAudio, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -126,27 +126,23 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
     if weights is not None:
         checkpoint = checkpoint.model_copy(update={'weights': store.save_weights(checkpoint, weights)})
     with store.writer(checkpoint) as writer:
-        done = set(writer.done_ids)
+        done = writer.done_ids
         remaining = [song for song in prepared.songs if song.id not in done]
-        projections = _load_projections(fingerprinter, writer) if done else None
+        projections = _load_projections(fingerprinter, writer) if len(remaining) < len(prepared.songs) else None
         rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]] = {}
         if projections is None:
             projections, rows = fingerprinter.fit(prepared.songs, progress_bar)
             for channel, projection in projections.items():
                 writer.put_projection(channel, projection.tensors(), projection.facts())
         fingerprinter.projections = projections
-        marks = {**{name: ('silent', 'never rises above the silence level') for name in prepared.silent},
-                 **{name: ('skipped', reason) for name, reason in prepared.skipped.items()}}
-        for track_id, (status, reason) in marks.items():
-            if track_id not in done:
-                writer.mark(track_id, status, reason)
-        if rows and not done and len(prepared.songs) <= store.manifest.shard_size:
+        _mark(prepared, writer, done)
+        if rows and len(prepared.songs) <= store.shard_size:
             _write_rows(prepared.songs, rows, projections, writer)
         else:
-            for start in range(0, len(remaining), store.manifest.shard_size):  # batches never span shards: a rerun is identical
-                group = remaining[start:start + store.manifest.shard_size]
-                passes = fingerprinter.fingerprints(group)
-                for song, vectors, norms in progress_bar(passes, f'fingerprints {checkpoint.name}', len(group)):
+            by_id = {song.id: song for song in remaining}
+            for ids in store.by_shard(list(by_id)):  # batches never span shards: a rerun gives the same bytes
+                passes = fingerprinter.fingerprints([by_id[track_id] for track_id in ids])
+                for song, vectors, norms in progress_bar(passes, f'fingerprints {checkpoint.name}', len(ids)):
                     writer.add(song.id, vectors, norms)
         writer.flush()
         writer.finish(noise=_noise(store, checkpoint, projections))
@@ -154,7 +150,17 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
     return {'songs': float(len(prepared.songs)), 'seconds': time.perf_counter() - begun, **ranks}
 
 
-def _load_projections(fingerprinter: Fingerprinter, writer: tp.Any) -> tp.Optional[Projections]:
+def _mark(prepared: PreparedCatalogue, writer: StoreWriter, done: tp.Collection[str]) -> None:
+    """Record the songs that get no fingerprint, and why."""
+    for track_id in prepared.silent:
+        if track_id not in done:
+            writer.mark(track_id, 'silent', 'never rises above the silence level')
+    for track_id, reason in prepared.skipped.items():
+        if track_id not in done:
+            writer.mark(track_id, 'skipped', reason)
+
+
+def _load_projections(fingerprinter: Fingerprinter, writer: StoreWriter) -> tp.Optional[Projections]:
     projections: Projections = {}
     for channel, blocks in fingerprinter.channels.items():
         stored = writer.projection_if_any(channel)
@@ -165,7 +171,7 @@ def _load_projections(fingerprinter: Fingerprinter, writer: tp.Any) -> tp.Option
 
 
 def _write_rows(songs: tp.Sequence[Song], rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]],
-                projections: Projections, writer: tp.Any) -> None:
+                projections: Projections, writer: StoreWriter) -> None:
     """Project what the fit has already computed for every song."""
     vectors = {channel: projections[channel].projection(joined).cpu() for channel, (joined, _) in rows.items()}
     for index, song in enumerate(songs):

@@ -74,8 +74,11 @@ class LuminaMusicGenSolver(MusicGenSolver):
         """Instantiate audio dataloaders; a fingerprint pass alone needs none."""
         if self.cfg.execute_only == 'fingerprint':
             self.dataloaders = {}
-        else:
-            super().build_dataloaders()
+            return
+        for split in ('evaluate', 'generate'):  # whoever brings songs of their own should not need four manifests
+            if not self.cfg.datasource.get(split) or not Path(self.cfg.datasource[split]).exists():
+                self.cfg.datasource[split] = self.cfg.datasource.valid
+        super().build_dataloaders()
 
     def _train_from_tokens(self) -> None:
         """Encode the training songs once and draw segments from their codes: no second encode in any epoch."""
@@ -104,8 +107,12 @@ class LuminaMusicGenSolver(MusicGenSolver):
 
     def run_epoch(self) -> None:
         super().run_epoch()
-        if self.cfg.fingerprint.every is not None and self.should_run_stage('fingerprint'):
+        if self.should_run_stage('fingerprint'):
             self.run_stage('fingerprint', self.fingerprint)
+
+    def should_run_stage(self, stage_name: str) -> bool:
+        """As in audiocraft, at the last epoch and every so many; but a stage whose `every` is empty never runs."""
+        return self.cfg[stage_name].get('every') is not None and super().should_run_stage(stage_name)
 
     def run_one_stage(self, stage_name: str) -> None:
         if stage_name != 'fingerprint':
@@ -144,6 +151,10 @@ class LuminaMusicGenSolver(MusicGenSolver):
                                       autocast=(lambda: self.autocast) if self.cfg.autocast else None)
         info = CheckpointInfo(name=f'epoch-{epoch:04d}', epoch=epoch, model_hash=state_hash(weights))
         store = open_or_create(store_path(self.folder, recipe.name), self._identity(recipe, prepared), prepared)
+        stale = store.manifest.find(info.name)
+        if stale is not None and stale.model_hash != info.model_hash:
+            self.logger.warning("%s was fingerprinted with other weights, of an epoch that was interrupted; doing it again.", info.name)
+            store.drop_checkpoint(info.name)
         self.logger.info("Fingerprinting with recipe %s: %s", recipe.name, estimate(prepared, fingerprinter))
         return run_pass(fingerprinter, prepared, store, info, weights)
 

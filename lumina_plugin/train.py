@@ -8,19 +8,19 @@ Nothing here imports audiocraft before a run starts: `dora info` and reading a c
 import logging
 import multiprocessing
 import os
-from pathlib import Path
 import random
 import sys
 import typing as tp
+from pathlib import Path
 
 from . import compat
 
-compat.install()
+compat.install()  # before anything below
 
-from dora import git_save, hydra_main, XP  # noqa: E402  (after the shims)
 import flashy  # noqa: E402
-import hydra  # noqa: E402
 import omegaconf  # noqa: E402
+from dora import XP, git_save, hydra_main  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 
 from .errors import LuminaError  # noqa: E402
 
@@ -56,10 +56,20 @@ def resolve_config_dset_paths(cfg: omegaconf.DictConfig) -> None:
     for key in needed:
         value = cfg.datasource.get(key)
         if not value:
-            raise LuminaError(f"datasource.{key} is empty: name a folder with data.jsonl, e.g. by dset=lumina/embedded.")
+            raise LuminaError(f"datasource.{key} is empty: name a folder with data.jsonl, or dset=lumina/embedded.")
         if not Path(value).exists():
             raise LuminaError(f"datasource.{key} is {value}, which does not exist: "
                               "build the catalogue there (lumina catalogue build) or correct the key.")
+
+
+def prepare_data(cfg: omegaconf.DictConfig) -> None:
+    """Render the songs that the tiny codec learns from, if this is its training, and check that all data is there."""
+    if cfg.solver == 'lumina_compression' and cfg.codec.songs:
+        from .embedded import build_embedded
+        folder = git_save.to_absolute_path(cfg.lumina.catalogue)
+        # Cached: with the songs there, this only looks at their sizes.
+        build_embedded(folder, extra=cfg.codec.songs, progress=flashy.distrib.is_rank_zero())
+    resolve_config_dset_paths(cfg)
 
 
 def _split_batch_size(cfg: omegaconf.DictConfig) -> None:
@@ -78,7 +88,7 @@ def get_solver(cfg: omegaconf.DictConfig):
     """Build the solver that `cfg.solver` names, ours or one of audiocraft's, ready to run inside the current XP."""
     resolve_device(cfg)
     _split_batch_size(cfg)
-    resolve_config_dset_paths(cfg)
+    prepare_data(cfg)
     if cfg.solver == 'lumina':
         from .solver import LuminaMusicGenSolver
         return LuminaMusicGenSolver(cfg)
@@ -127,7 +137,7 @@ def get_solver_from_xp(xp: XP, override_cfg: tp.Optional[tp.Union[dict, omegacon
                 solver.restore(load_best=load_best, ignore_state_keys=ignored)
         return solver
     finally:
-        hydra.core.global_hydra.GlobalHydra.instance().clear()
+        GlobalHydra.instance().clear()
 
 
 def get_solver_from_sig(sig: str, *args, **kwargs):
@@ -159,9 +169,10 @@ def init_seed_and_system(cfg: omegaconf.DictConfig) -> None:
 def _run(cfg: omegaconf.DictConfig) -> None:
     """One run from its configuration, inside its XP."""
     import torch
+    prepare_data(cfg)  # first: bad input is told before audiocraft's slow import
     init_seed_and_system(cfg)
     log_name = f'{cfg.execute_only or "solver"}.log.{{rank}}'
-    flashy.setup_logging(level=str(cfg.logging.level).upper(), log_name=log_name)
+    flashy.setup_logging(level=logging.getLevelName(str(cfg.logging.level).upper()), log_name=log_name)
     flashy.distrib.init('nccl' if torch.cuda.is_available() else 'gloo')
     if cfg.execute_only and not cfg.continue_from:
         # The signature does not depend on execute_only, so that this is the run that was trained: work in its folder

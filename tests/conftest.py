@@ -1,7 +1,7 @@
 """What all tests share: a world of their own (seeds, folders, no hub) and an honest word about what was left out.
 
-Tests that need the real recordings ask for the fixture `real_recordings`; those that need a GPU are marked `gpu`. Without,
-they are skipped, and pytest's last lines say so. Where CI=true a skip is a failure, a missing GPU aside.
+Tests that need the real recordings ask for the fixture `real_recordings`; those that need a GPU are marked `gpu`.
+Without, they are skipped, and pytest's last lines say so. Where CI=true a skip is a failure, a missing GPU aside.
 """
 
 import collections
@@ -16,6 +16,8 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+
+from .project import project, studio  # noqa: F401  (fixtures of all modules)
 
 ROOT = Path(__file__).resolve().parent.parent
 CI = os.environ.get('CI') == 'true'

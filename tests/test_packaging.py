@@ -36,8 +36,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, folder / name)
-    run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index', '-w', folder / 'dist', '.',
-        cwd=folder)
+    run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index',
+        '-w', folder / 'dist', '.', cwd=folder)
     (built,) = (folder / 'dist').glob('*.whl')
     return built
 
@@ -90,9 +90,11 @@ def test_the_installed_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     """Command line, dora's run and dora's grid by the wheel's own files alone."""
     installed, empty = tmp_path / 'installed', tmp_path / 'empty'
     empty.mkdir()
-    run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', installed, wheel, cwd=tmp_path)
+    run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', installed, wheel,
+        cwd=tmp_path)
     env = dict(PYTHONPATH=str(installed), LUMINA_DORA_DIR=str(tmp_path / 'runs'), COLUMNS='200')
-    script = ('import lumina_plugin.train as t; from lumina_plugin import compat; print(t.__file__); print(compat.config_dir()); '
+    script = ('import lumina_plugin.train as t; from lumina_plugin import compat; print(t.__file__); '
+              'print(compat.config_dir()); '
               'print("epochs", t.main.get_xp(["solver=lumina/quickstart"]).cfg.optim.epochs)')
     *_, module, config, epochs = run(sys.executable, '-c', script, cwd=empty, **env).splitlines()
     assert Path(module) == installed / 'lumina_plugin' / 'train.py'

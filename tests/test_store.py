@@ -83,12 +83,16 @@ def settle(writer: tp.Any, name: str, epoch: int) -> None:
         writer.add(name, {c: vector(name, c, epoch) for c in "PM"}, {c: 2.0 + epoch for c in "PM"})
 
 
+def prepare(store: FingerprintStore, writer: tp.Any, epoch: int = 2) -> None:
+    store.save_weights(checkpoint(epoch), weights(epoch))
+    for channel in "PM":
+        writer.put_projection(channel, projection(epoch), {"rank": "3", "kind": "fitted"})
+
+
 def fill(store: FingerprintStore, epoch: int = 2, order: tp.Optional[tp.Sequence[str]] = None) -> None:
     """What a fingerprinting pass does, resuming whatever is there."""
     with store.writer(checkpoint(epoch)) as writer:
-        store.save_weights(checkpoint(epoch), weights(epoch))
-        for channel in "PM":
-            writer.put_projection(channel, projection(epoch), {"rank": "3", "kind": "fitted"})
+        prepare(store, writer, epoch)
         done = writer.done_ids
         for name in order or names():
             if name not in done:
@@ -271,6 +275,50 @@ def test_projection_can_change_before_the_first_song(tmp_path: Path) -> None:
     assert store.projection(checkpoint(), "M") == ({}, {"kind": "random", "seed": "7"})
 
 
+def test_vectors_are_copied_when_added_and_read_anew_when_more_come(tmp_path: Path) -> None:
+    store = make(tmp_path / "s")
+    buffer = {c: torch.zeros(DIM) for c in "PM"}
+    with store.writer(checkpoint()) as writer:
+        for index, name in enumerate(names()):
+            for channel in "PM":
+                buffer[channel].fill_(float(index))
+            writer.add(name, buffer)
+            if (index + 1) % SHARD == 0:
+                ids, vectors = store.vectors("epoch-0002", "P", partial=True)
+                assert ids == names()[:index + 1] and vectors[:, 0].tolist() == list(range(index + 1))
+    assert store.norms("epoch-0002", "P", partial=True)[2].item() == pytest.approx(2 * DIM ** 0.5)
+
+
+def test_whoever_has_a_file_open_keeps_it_whole(tmp_path: Path) -> None:
+    """A file is replaced, never written over: a reader, or a mapped tensor, goes on with what it has."""
+    store = make(tmp_path / "s")
+    with store.writer(checkpoint()):
+        store.save_weights("epoch-0002", weights(2))
+        mapped = store.load_weights("epoch-0002")["emb.weight"]
+        with open(store.path / "manifest.json", "rb") as stream:
+            first, rest = stream.read(10), (store.path / "manifest.json").read_bytes()[10:]
+            store.save_weights("epoch-0002", weights(9))
+            assert first + stream.read() == first + rest
+        assert torch.equal(mapped, weights(2)["emb.weight"])
+        assert torch.equal(store.load_weights("epoch-0002")["emb.weight"], weights(9)["emb.weight"])
+
+
+def test_a_writer_leaves_no_litter(tmp_path: Path) -> None:
+    store = make(tmp_path / "s", shard_size=2)
+    with store.writer(checkpoint()) as writer:
+        prepare(store, writer)
+        for name in names()[:-1:2]:  # one of each shard
+            settle(writer, name, 2)
+        writer.flush()
+        assert list(store.path.rglob("pending-*"))
+    for litter in (store.path / ".tmp-old.json", store.path / "epoch-0002" / ".tmp-weights.safetensors"):
+        litter.write_text("half")
+    fill(store)
+    assert {Path(file).name.split("-")[0] for file in content(store.path)} == {
+        ".lock", "manifest.json", "tracks.jsonl", "shard", "projection", "weights.safetensors", "finished.json"}
+    assert (store.path / ".lock").read_bytes() == b""
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 def test_wrong_songs_are_refused_and_named(tmp_path: Path) -> None:
@@ -317,13 +365,14 @@ def test_create_refuses_what_it_would_destroy_or_cannot_hold(store: FingerprintS
     (store.path / "epoch-0002" / "notes.txt").write_text("mine")
     make(store.path, overwrite=True)
     assert set(content(store.path)) == {".lock", "epoch-0002/notes.txt", "manifest.json", "tracks.jsonl"}
-    wrong: tp.Dict[str, tp.Any]
-    for wrong, words in ((dict(tracks=[]), "no track"), (dict(tracks=[tracks()[0]] * 2), "song-00"),
-                         (dict(dtype="int8"), "dtype"), (dict(shard_size=0), "shard_size"),
-                         (dict(tracks=[{"id": "a", "extra": {"x": object()}}]), "JSON"),
-                         (dict(tracks=[{"id": "a", "colour": 1}]), "colour")):
+    cases: tp.List[tp.Tuple[tp.Dict[str, tp.Any], str]] = [
+        (dict(tracks=[]), "no track"), (dict(tracks=[tracks()[0]] * 2), "song-00"), (dict(dtype="int8"), "dtype"),
+        (dict(shard_size=0), "shard_size"), (dict(tracks=[{"id": "a", "extra": {"x": object()}}]), "JSON"),
+        (dict(tracks=[{"id": "a", "colour": 1}]), "colour")]
+    for wrong, words in cases:
+        arguments: tp.Dict[str, tp.Any] = {"identity": identity(), "tracks": tracks(), **wrong}
         with pytest.raises(LuminaError, match=words):
-            FingerprintStore.create(tmp_path / "new", **{"identity": identity(), "tracks": tracks(), **wrong})
+            FingerprintStore.create(tmp_path / "new", **arguments)
     assert not (tmp_path / "new").exists()
 
 
@@ -597,9 +646,7 @@ def test_a_damaged_or_foreign_pending_file_is_redone(undisturbed: Path, tmp_path
     def begin(path: Path, recipe_hash: str) -> Path:
         store = FingerprintStore.create(path, identity(recipe_hash=recipe_hash), tracks(), shard_size=SHARD)
         with store.writer(checkpoint()) as writer:
-            for channel in "PM":
-                writer.put_projection(channel, projection(), {"rank": "3", "kind": "fitted"})
-            store.save_weights(checkpoint(), weights())
+            prepare(store, writer)
             settle(writer, "song-00", 2)
             settle(writer, SILENT, 2)
             writer.flush()
@@ -632,9 +679,7 @@ def test_any_order_of_add_flush_and_resume_gives_the_same_bytes(
         if stop == "reopen":
             store = FingerprintStore.open(path)
         with contextlib.suppress(KeyboardInterrupt), store.writer(checkpoint(4)) as writer:
-            store.save_weights("epoch-0004", weights(4))
-            for channel in "PM":
-                writer.put_projection(channel, projection(4), {"rank": "3", "kind": "fitted"})
+            prepare(store, writer, 4)
             for name in [name for name in order if name not in writer.done_ids][:count]:
                 settle(writer, name, 4)
             if stop == "flush":

@@ -1,6 +1,9 @@
 """Small instances of audiocraft's own classes, for tests."""
 
+import json
+import math
 import typing as tp
+from pathlib import Path
 
 import torch
 
@@ -40,3 +43,55 @@ def build_songs(lm: LMModel, count: int, frames: int = 24, seed: int = 0) -> tp.
         return Example(codes, 0, frames - 7 if last else frames, attributes_for(lm, 'slow waltz'))
 
     return [Song(f'song-{i}', [example(j == i % 3) for j in range(i % 3 + 1)]) for i in range(count)]
+
+
+def build_codec(seed: int = 0, bins: int = 16) -> tp.Any:
+    """An EncodecModel (SEANet, residual VQ, 4 codebooks, 16 kHz, 50 Hz) with random weights, and its configuration."""
+    from audiocraft.models.builders import get_compression_model
+    from omegaconf import OmegaConf
+    shape = dict(dimension=8, channels=1, causal=False, n_filters=2, n_residual_layers=1, ratios=[8, 5, 4, 2],
+                 activation='ELU', activation_params={'alpha': 1.}, norm='none', norm_params={}, kernel_size=7,
+                 residual_kernel_size=3, last_kernel_size=7, dilation_base=2, pad_mode='constant', true_skip=True,
+                 compress=2, lstm=0, disable_norm_outer_blocks=0)
+    rvq = dict(n_q=4, q_dropout=False, bins=bins, decay=0.99, kmeans_init=False, kmeans_iters=1,
+               threshold_ema_dead_code=0, orthogonal_reg_weight=0., orthogonal_reg_active_codes_only=False)
+    architecture = dict(
+        compression_model='encodec', sample_rate=16000, channels=1,
+        encodec=dict(autoencoder='seanet', quantizer='rvq', sample_rate=16000, channels=1, causal=False,
+                     renormalize=False),
+        seanet={**shape, 'decoder': dict(trim_right_ratio=1., final_activation=None, final_activation_params=None),
+                'encoder': {}}, rvq=rvq)
+    torch.manual_seed(seed)
+    model = get_compression_model(OmegaConf.create({**architecture, 'device': 'cpu'})).eval()
+    for layer in model.quantizer.vq.layers:
+        layer._codebook.embed.data.normal_()
+        layer._codebook.inited.fill_(1)
+    return model, architecture
+
+
+def write_codec(folder: Path, seed: int = 0) -> Path:
+    """A random codec as the package ships its own: safetensors and JSON."""
+    from safetensors.torch import save_file
+
+    from lumina_plugin.codec import _weights, codec_hash
+    model, architecture = build_codec(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.float().contiguous() for name, tensor in _weights(model).items()},
+              folder / 'codec_tiny.safetensors')
+    (folder / 'codec_tiny.json').write_text(json.dumps({
+        'format': 1, 'name': 'random', 'weights': 'codec_tiny.safetensors', 'dtype': 'float32',
+        'hash': codec_hash(model), 'epochs': 0, 'architecture': architecture}))
+    return folder
+
+
+def write_songs(folder: Path, count: int = 6, seconds: float = 2.6, seed: int = 0) -> Path:
+    """A folder of chords, one of them silent."""
+    from lumina_plugin.audio import save_audio
+    time = torch.arange(int(seconds * 16000)) / 16000
+    for index in range(count):
+        generator = torch.Generator().manual_seed(seed * 1000 + index)
+        tones = sum(torch.sin(2 * math.pi * float(f) * time) for f in 100 + 800 * torch.rand(3, generator=generator))
+        noise = 0.05 * torch.randn(len(time), generator=generator)
+        save_audio(folder / f'song-{index}.wav', (0.2 * tones + noise)[None], 16000)
+    save_audio(folder / 'silence.wav', torch.zeros(1, 16000), 16000)
+    return folder

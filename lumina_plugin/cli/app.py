@@ -148,10 +148,10 @@ def attribute(
     model: _Model = None, store: _Store = None, device: _Device = None,
 ) -> None:
     """Attribute a recording to the songs of a store."""
-    from ..audio import check_readable
+    from ..audio import read_audio
     from ..report.render import render_table
     from ..workflows import Studio, quickstart_run
-    check_readable(file)
+    read_audio(file)  # a bad file is told before a model is loaded
     report = Studio(model or quickstart_run(), store, device=device).attribute(file, out)
     print(report.model_dump_json(indent=2) if json_ else render_table(report, top=top))
     if out is not None and not json_:

@@ -317,6 +317,13 @@ class FingerprintStore:
         """Read the manifest again, as another process may have changed it."""
         self._adopt(read_manifest(self.path))
 
+    def drop_checkpoint(self, name: str) -> None:
+        """Remove a checkpoint with its fingerprints and weights, e.g. of an epoch that a resumed training did anew."""
+        with self._lock:
+            self.reload()
+            self.commit(self.manifest.without(name))
+            repair.delete_checkpoint(self.path / name)
+
     def commit(self, manifest: Manifest) -> None:
         """Make `manifest` the store's, on disk first. Only under the lock."""
         self._adopt(write_manifest(self.path, manifest))

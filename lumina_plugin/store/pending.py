@@ -76,12 +76,6 @@ class Pending:
                 if self._left[path] == 0:
                     files.remove([path])
 
-    def clear(self) -> None:
-        """Delete all pending files."""
-        files.remove(self._folder.glob("pending-*.safetensors"))
-        self._file_of.clear()
-        self._left.clear()
-
     def _register(self, path: Path, names: tp.Sequence[str]) -> None:
         self._file_of.update(dict.fromkeys(names, path))
         self._left[path] = len(names)

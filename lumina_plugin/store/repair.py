@@ -58,11 +58,16 @@ def delete_store(folder: Path) -> None:
     files.remove([folder / MANIFEST, folder / TRACKS])
     files.sweep(folder)
     for sub in [path for path in folder.glob("*") if path.is_dir()]:
-        ours = [path for pattern in _OURS for path in sub.glob(pattern)]
-        files.remove(ours)
-        if ours and not any(sub.iterdir()):
-            with files.writing(sub):
-                sub.rmdir()
+        delete_checkpoint(sub)
+
+
+def delete_checkpoint(sub: Path) -> None:
+    """Delete a checkpoint's files in its folder, and the folder when nothing else is in it. Only under the lock."""
+    ours = [path for pattern in _OURS for path in sub.glob(pattern)]
+    files.remove(ours)
+    if ours and not any(sub.iterdir()):
+        with files.writing(sub):
+            sub.rmdir()
 
 
 def rebuild(folder: Path) -> Manifest:

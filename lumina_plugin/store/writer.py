@@ -186,14 +186,14 @@ class StoreWriter:
                                                 self._store.identity.dim, self._store.dtype)
         self._settle(track_id)
 
-    def mark(self, track_id: str, status: tp.Literal["silent", "skipped"], reason: str = "") -> None:
+    def mark(self, track_id: str, status: str, reason: str = "") -> None:
         """Record that a song has no fingerprint, and why. Later checkpoints leave it out too; marking twice is fine."""
         if status not in ("silent", "skipped"):
             raise LuminaError(f"song '{track_id}' cannot be marked '{status}'; a mark is 'silent' or 'skipped'")
         if track_id in self._marks or self._store.track(track_id).status != "ok":
             return
         self._check_new(track_id)
-        self._marks[track_id] = Mark(status=status, reason=reason)
+        self._marks[track_id] = Mark.model_validate({"status": status, "reason": reason})
         self._settle(track_id)
 
     def flush(self) -> None:
@@ -215,7 +215,6 @@ class StoreWriter:
         if record.weights is not None and record.weights_sha256 is None:
             raise LuminaError(f"the weights {self._store.path / record.weights} of checkpoint '{record.name}' are not "
                               "there; write them with save_weights before the first song")
-        self._pending.clear()
         measured = files.plain(dict(noise or {}), "the measured noise")
         body = {"model_hash": record.model_hash, "noise": measured}
         data = {**body, "sha256": files.sha256(files.canonical(body))}

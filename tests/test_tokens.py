@@ -1,0 +1,72 @@
+"""Audio to codes: every chunk once, padding masked, remembered on disk."""
+
+import pytest
+import torch
+
+from lumina_plugin.audio import save_audio
+from lumina_plugin.codec import codec_hash
+from lumina_plugin.tokens import Tokenizer
+
+from .tiny import build_codec
+
+
+@pytest.fixture(scope='module')
+def codec():
+    return build_codec()[0]
+
+
+def noise(seconds: float) -> torch.Tensor:
+    return 0.1 * torch.randn(1, int(16000 * seconds), generator=torch.Generator().manual_seed(0))
+
+
+def test_every_chunk_once_and_the_last_one_padded(codec):
+    tokenized = Tokenizer(codec, 'hash', chunk_seconds=1.).audio(noise(2.5))
+    assert [chunk.start for chunk in tokenized.chunks] == [0., 1., 2.]
+    assert [chunk.frames for chunk in tokenized.chunks] == [50, 50, 25]
+    assert all(chunk.codes.shape == (4, 50) for chunk in tokenized.chunks)
+    assert tokenized.codes.shape == (4, 125)
+
+
+def test_chunks_are_encoded_by_themselves(codec):
+    wav = noise(2.)
+    tokenized = Tokenizer(codec, 'hash', chunk_seconds=1.).audio(wav)
+    with torch.no_grad():
+        expected = codec.encode(wav[None, :, 16000:])[0][0]
+    assert torch.equal(tokenized.chunks[1].codes, expected)
+
+
+def test_very_short_audio_is_one_chunk(codec):
+    tokenized = Tokenizer(codec, 'hash').audio(noise(0.3))
+    assert len(tokenized.chunks) == 1 and tokenized.chunks[0].frames == 15
+
+
+def test_silence_is_known_per_chunk(codec):
+    wav = torch.cat([noise(1.), torch.zeros(1, 16000)], dim=1)
+    tokenized = Tokenizer(codec, 'hash', chunk_seconds=1.).audio(wav)
+    assert [chunk.silent for chunk in tokenized.chunks] == [False, True] and not tokenized.silent
+
+
+def test_generated_codes_are_cut_not_encoded_again(codec):
+    codes = torch.randint(0, 16, (4, 130))
+    tokenized = Tokenizer(codec, 'hash', chunk_seconds=1.).finished(codes)
+    assert torch.equal(tokenized.codes, codes) and [chunk.frames for chunk in tokenized.chunks] == [50, 50, 30]
+    assert len(Tokenizer(codec, 'hash', chunk_seconds=1.).finished(codes[:, :105]).chunks) == 2
+
+
+def test_the_cache_knows_content_codec_and_chunking(codec, tmp_path, monkeypatch):
+    path = tmp_path / 'song.wav'
+    save_audio(path, noise(1.5), 16000)
+    tokenizer = Tokenizer(codec, codec_hash(codec), chunk_seconds=1., cache=tmp_path / 'codes')
+    first = tokenizer.file(path)
+    monkeypatch.setattr(Tokenizer, 'audio', lambda *_: pytest.fail("encoded again"))
+    again = tokenizer.file(path)
+    assert all(torch.equal(a.codes, b.codes) and (a.frames, a.start, a.silent) == (b.frames, b.start, b.silent)
+               for a, b in zip(first.chunks, again.chunks, strict=True))
+    monkeypatch.undo()
+    for other in (Tokenizer(codec, 'another', 1., cache=tmp_path / 'codes'),
+                  Tokenizer(codec, codec_hash(codec), 0.5, cache=tmp_path / 'codes')):
+        before = len(list((tmp_path / 'codes').iterdir()))
+        other.file(path)
+        assert len(list((tmp_path / 'codes').iterdir())) == before + 1
+    save_audio(path, noise(0.7), 16000)
+    assert len(tokenizer.file(path).chunks) == 1
