@@ -2,21 +2,21 @@
 
 Two things are unusual, both on purpose:
 
-- audiocraft is not among the requirements. Its release pins torch==2.1.0, av==11.0.0 and xformers<0.0.23, which cannot be
-  installed beside anything current, so it goes in by a second command that ignores the pins (`make install` runs both):
+- audiocraft is not among the requirements. Its release pins torch==2.1.0, av==11.0.0 and xformers<0.0.23, which cannot
+  be installed beside anything current, so a second command puts it in without its pins (`make install` runs both):
       pip install --no-deps audiocraft==1.3.0
   What audiocraft imports is listed below instead.
 - `config/` and `grids/` stand at the top of a checkout, where audiocraft's users look for them, and are installed as
   `lumina_plugin.config` and `lumina_plugin.grids`: a top-level package named `config` would belong to everybody.
 """
 
-from pathlib import Path
 import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r"^__version__ = '([^']+)'$", (HERE / 'lumina_plugin/__init__.py').read_text(encoding='utf-8'), re.M)
+VERSION = re.search(r"^__version__ = '([^']+)'$", (HERE / 'lumina_plugin' / '__init__.py').read_text(), re.M)
 README = HERE / 'README.md'
 
 # From the oldest release that the tests were run with to the next major one.
@@ -75,5 +75,6 @@ setup(
                              'setuptools>=68']},  # setuptools: a test builds the wheel without network
     entry_points={'console_scripts': ['lumina = lumina_plugin.cli:main']},
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only',
-                 'Topic :: Multimedia :: Sound/Audio :: Analysis', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+                 'Topic :: Multimedia :: Sound/Audio :: Analysis',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
 )

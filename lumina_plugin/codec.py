@@ -166,6 +166,38 @@ def export_codec(sig_or_checkpoint: tp.Union[str, Path], out_dir: tp.Union[str, 
     return path
 
 
+def export_compression_state(name_or_path: tp.Union[str, Path], out_file: tp.Union[str, Path]) -> Path:
+    """Write a codec as audiocraft's `compression_state_dict.bin`, to lie beside an exported language model.
+
+    Args:
+        name_or_path (str or Path): As in `load_codec`. A codec from the hub is written as its name, as audiocraft does.
+        out_file (str or Path): The file.
+    Raises:
+        LuminaError: as `load_codec`.
+    """
+    import io
+
+    import torch
+    from omegaconf import OmegaConf
+    name = str(name_or_path)
+    package: tp.Dict[str, tp.Any] = {'version': '1.3.0', 'exported': True}
+    path = Path(WEIGHTS / f'{SHIPPED}.json' if name in _SHIPPED_NAMES else name).expanduser()
+    exported = sorted(path.glob('*.json')) if path.is_dir() else [path.with_suffix('.json')]
+    if len(exported) == 1 and exported[0].is_file():
+        architecture = json.loads(exported[0].read_text())['architecture']
+        package.update({'best_state': load_codec(name).state_dict(),
+                        'xp.cfg': OmegaConf.to_yaml(OmegaConf.create({**architecture, 'device': 'cpu'}))})
+    elif name.startswith('//sig/') or path.exists():
+        state = _checkpoint(name)
+        package.update({'best_state': state['best_state']['model'], 'xp.cfg': OmegaConf.to_yaml(state['xp.cfg'])})
+    else:
+        package['pretrained'] = name.removeprefix('//pretrained/')
+    buffer = io.BytesIO()
+    torch.save(package, buffer)
+    write_atomic(Path(out_file), buffer.getvalue())
+    return Path(out_file)
+
+
 def _checkpoint(sig_or_checkpoint: tp.Union[str, Path]) -> dict:
     """The state of a dora run of a codec, as its solver saved it."""
     from audiocraft.utils import checkpoint

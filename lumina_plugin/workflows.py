@@ -95,8 +95,10 @@ class Studio:
             raise LuminaError(f"A clip of {seconds:g} s cannot be generated; ask for more than 0 seconds.")
         wav = self._prompt(prompt, seconds) if prompt is not None else None
         folder = _writable(Path(out))
+        # half a frame more: audiocraft rounds down in places, and would stitch windows of no length for some durations
+        frames = max(1, round(seconds * self.musicgen.frame_rate))
         self.musicgen.set_generation_params(
-            duration=seconds, top_k=min(top_k, self.musicgen.lm.card), temperature=temperature, cfg_coef=cfg_coef,
+            duration=(frames + 0.5) / self.musicgen.frame_rate if seconds > self.musicgen.max_duration else seconds, top_k=min(top_k, self.musicgen.lm.card), temperature=temperature, cfg_coef=cfg_coef,
             extend_stride=self.musicgen.extend_stride)
         self.attachment.seed = seed
         self.attachment.prompt_song_id = prompt.song_id if prompt is not None else None

@@ -118,6 +118,7 @@ def generate(
     text: tp.Annotated[tp.Optional[str], typer.Option('--text', '--prompt', help="What it should sound like.")] = None,
     continue_from: tp.Annotated[tp.Optional[Path], typer.Option('--continue', help="Recording to continue.")] = None,
     prompt_seconds: tp.Annotated[float, typer.Option(min=0.1, help="How much of the recording is the prompt.")] = 3.,
+    offset: tp.Annotated[float, typer.Option(min=0., help="Where in the recording the prompt begins, in seconds.")] = 0.,
     seconds: tp.Annotated[float, typer.Option(help="Length of each clip, prompt included.")] = 10.,
     count: tp.Annotated[int, typer.Option('--n', '-n', min=1, help="Clips.")] = 1,
     seed: tp.Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -130,7 +131,7 @@ def generate(
     from ..report.render import render_table
     from ..workflows import Prompt, Studio, quickstart_run
     studio = Studio(model or quickstart_run(), store, device=device)
-    prompt = Prompt(continue_from, prompt_seconds) if continue_from is not None else None
+    prompt = Prompt(continue_from, prompt_seconds, offset=offset) if continue_from is not None else None
     clips = studio.generate(out, name, text, prompt, seconds, count, seed, top_k, temperature, progress=not quiet)
     for clip in clips:
         if not quiet:
