@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r"^__version__ = '([^']+)'$", (HERE / 'lumina_plugin' / '__init__.py').read_text(), re.M)
 README = HERE / 'README.md'
 
-# From the oldest release that the tests were run with to the next major one.
+# From the oldest release that the tests were run with to the next major one. Two exceptions: the tests were run with
+# torch 2.13 and torchaudio 2.11; 2.6 is the oldest torch that transformers 5 takes.
 REQUIRED = [
     # what we import ourselves (audiocraft shares most of it)
     'av>=14,<19',                   # reads what soundfile cannot (m4a, video)

@@ -96,7 +96,8 @@ def _audiocraft() -> Findings:
         why = 'without --no-deps it asks for versions of torch and av that cannot be installed'
         return [Finding('audiocraft', f'missing: run `{INSTALL_AUDIOCRAFT}` ({why})', False)]
     if f'audiocraft=={version}' != AUDIOCRAFT:
-        return [Finding('audiocraft', f'{version}, but this was made for {AUDIOCRAFT}: run `{INSTALL_AUDIOCRAFT}`', False)]
+        mend = f'this was made for {AUDIOCRAFT}: run `{INSTALL_AUDIOCRAFT}`'
+        return [Finding('audiocraft', f'{version}, but {mend}', False)]
     compat.install()
     for module in ('audiocraft.models', 'audiocraft.solvers'):
         importlib.import_module(module)

@@ -26,12 +26,18 @@ class Project:
         self.argv = [*TINY, f'compression_model_checkpoint={self.codec}', f'datasource.train={self.manifest.parent}',
                      f'datasource.valid={self.manifest.parent}']
 
+    def start(self, *overrides: str) -> subprocess.Popen:
+        """`dora run` in a process of its own."""
+        return subprocess.Popen([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *self.argv, *overrides],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root,
+                                env={**os.environ, 'LUMINA_DORA_DIR': str(self.root / 'runs')})
+
     def dora(self, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *self.argv, *overrides],
-                              capture_output=True, text=True, cwd=self.root,
-                              env={**os.environ, 'LUMINA_DORA_DIR': str(self.root / 'runs')})
-        assert not check or done.returncode == 0, done.stderr[-3000:]
-        return done
+        """`dora run` to its end."""
+        process = self.start(*overrides)
+        out, err = process.communicate()
+        assert not check or process.returncode == 0, err[-3000:]
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def folder(self, *overrides: str) -> Path:
         from lumina_plugin.train import main

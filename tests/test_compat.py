@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def run(code: str, *extra_path: Path, **env: str) -> tp.Any:
     """Run `code` in a fresh python that finds `extra_path` first; return the JSON that it prints last."""
     path = os.pathsep.join([*map(str, extra_path), str(ROOT)])
+    # Tests in this process may have installed the shims, which name audiocraft's configuration in the environment.
+    clean = {key: value for key, value in os.environ.items() if key != 'AUDIOCRAFT_CONFIG'}
     done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': path, **env})
+                          env={**clean, 'PYTHONPATH': path, **env})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -52,6 +53,23 @@ def test_an_interrupted_training_resumes_and_fingerprints_the_rest(project):
     project.dora('label=again', 'optim.epochs=4', 'execute_only=fingerprint')
     assert (folder / 'lumina' / 'default' / 'manifest.json').read_bytes() == whole
     assert len(json.loads((folder / 'history.json').read_text())) == 4
+
+
+def test_a_killed_training_resumes_by_the_same_command(project):
+    """kill -9 once the first epochs are there; the same command goes on and ends with a whole store."""
+    folder = project.folder('label=killed')
+    process = project.start('label=killed')
+    history = folder / 'history.json'
+    deadline = time.monotonic() + 300
+    while not (history.is_file() and len(json.loads(history.read_text() or '[]')) >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    project.dora('label=killed')
+    assert len(json.loads(history.read_text())) == 4
+    store = FingerprintStore.open(folder / 'lumina' / 'default')
+    assert [(c.epoch, c.complete) for c in store.checkpoints] == [(2, True), (4, True)] and store.verify() == []
 
 
 def test_execute_only_without_a_checkpoint_is_bad_input(project):

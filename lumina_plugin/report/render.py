@@ -22,6 +22,7 @@ from .schema import AttributionReport, ChannelReport, PathLike
 MAX_HTML_BYTES = 1_500_000  # without the audio
 TABLE_ROWS = 1000
 SHOWN_WARNINGS = 6
+TITLE_WIDTH = 44  # columns of a terminal for a song; titles give way, numbers never
 _MIME = {'.wav': 'audio/wav', '.flac': 'audio/flac', '.mp3': 'audio/mpeg', '.ogg': 'audio/ogg', '.oga': 'audio/ogg',
          '.opus': 'audio/ogg', '.m4a': 'audio/mp4', '.mp4': 'audio/mp4', '.aac': 'audio/aac', '.webm': 'audio/webm'}
 _CSV_NUMBERS = ('cosine', 'score', 'z', 'confidence', 'sts', 'lip_percent', 'weight', 'share')
@@ -160,9 +161,9 @@ def _terminal_table(key: str, channel: ChannelReport, top: int) -> rich.table.Ta
         caption=f'{channel.score_name} over {channel.songs} songs; '
                 f'{channel.passing} pass the gate, {channel.qualified} qualify',
         caption_justify='left', box=rich.box.SIMPLE_HEAD)
-    table.add_column('song', ratio=1, no_wrap=True, overflow='ellipsis')
+    table.add_column('song', no_wrap=True, overflow='ellipsis', width=TITLE_WIDTH)
     for name in ('cosine', 'score', 'confidence', 'STS', 'LIP %', 'share'):
-        table.add_column(name, justify='right', no_wrap=True)
+        table.add_column(name, justify='right', no_wrap=True, min_width=len(name))
     for row in channel.rows[:max(top, 0)]:
         name = words.clean(row.title) + (f' – {words.clean(row.artist)}' if row.artist else '')
         cells = (words.number(row.cosine), words.number(row.score), words.confidence(row.confidence),

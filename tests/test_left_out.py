@@ -9,7 +9,6 @@ import pytest
 
 SUITE = """
 import pytest
-from lumina_plugin import __version__
 
 def test_runs(): pass
 def test_hears(real_recordings): assert real_recordings.is_dir()
@@ -22,13 +21,13 @@ def test_on_a_gpu(): pass
 def test_left_out(tmp_path: Path, ci: bool, there: bool):
     suite, recordings = tmp_path / 'suite', tmp_path / 'recordings'
     suite.mkdir()
-    (suite / 'conftest.py').write_text(Path(__file__).with_name('conftest.py').read_text())
     (suite / 'pytest.ini').write_text('[pytest]\naddopts = --strict-markers -p no:cacheprovider\nmarkers = gpu: x\n')
     (suite / 'test_it.py').write_text(SUITE)
     if there:
         recordings.mkdir()
-    env = {**os.environ, 'LUMINA_RECORDINGS': str(recordings), 'CI': str(ci).lower(), 'CUDA_VISIBLE_DEVICES': ''}
-    done = subprocess.run([sys.executable, '-m', 'pytest', suite], cwd=suite, env=env, check=False,
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent), 'LUMINA_RECORDINGS': str(recordings),
+           'CI': str(ci).lower(), 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-p', 'left_out', suite], cwd=suite, env=env, check=False,
                           capture_output=True, text=True)
     assert done.returncode == (1 if ci and not there else 0), done.stdout + done.stderr
     end = done.stdout[done.stdout.index('= left out ='):]
