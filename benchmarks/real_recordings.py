@@ -2,9 +2,9 @@
 
     python benchmarks/real_recordings.py FOLDER [--run outputs/xps/SIGNATURE] [--excerpts-only] [--check]
 
-FOLDER holds recordings of any common format. The quickstart's model is trained on them (`solver=lumina/finetune`); then an
-excerpt of each (10 s, or 60 % of its length if that is shorter, at a random offset) is attributed, and each is continued from
-a prompt of 3 s. Which song ranks first?
+FOLDER holds recordings of any common format. The quickstart's model is trained on them (`solver=lumina/finetune`); then
+an excerpt of each (10 s, or 60 % of its length if that is shorter, at a random offset) is attributed, and each is
+continued from a prompt of 3 s. Which song ranks first?
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ class Row:
 
 def row_of(song: str, query: str, report: tp.Any) -> Row:
     """Find the source's rows in a report."""
-    found = {channel: next(row for row in part.rows if row.track_id == song) for channel, part in report.channels.items()}
+    found = {channel: next(row for row in part.rows if row.track_id == song)
+             for channel, part in report.channels.items()}
     return Row(song, query, {c: r.rank for c, r in found.items()}, {c: r.cosine for c, r in found.items()},
                {c: r.share for c, r in found.items()})
 
@@ -43,7 +44,8 @@ def train(folder: Path, quickstart: Path, out: Path) -> tp.Tuple[Path, Path]:
     """`lumina catalogue build` and `dora run solver=lumina/finetune`; returns the manifest's folder and the run's."""
     songs = out / 'recordings'
     base = quickstart.resolve().parents[1]
-    subprocess.run([sys.executable, '-m', 'lumina_plugin', 'catalogue', 'build', str(folder), '--out', str(songs)], check=True)
+    subprocess.run([sys.executable, '-m', 'lumina_plugin', 'catalogue', 'build', str(folder), '--out', str(songs)],
+                   check=True)
     argv = ['solver=lumina/finetune', f'continue_from=//sig/{quickstart.name}', f'datasource.train={songs.resolve()}',
             f'datasource.valid={songs.resolve()}']
     print('dora run', *argv)
@@ -93,16 +95,19 @@ def table(title: str, rows: tp.Sequence[Row]) -> tp.List[str]:
     lines = [f'### {title}', '', '| source | query | rank P | cosine P | share P | rank M | cosine M | share M |',
              '|---|---|---|---|---|---|---|---|']
     for row in rows:
-        cells = [cell for c in ('P', 'M') for cell in (str(row.ranks[c]), f'{row.cosines[c]:.3f}', f'{100 * row.shares[c]:.0f} %')]
+        cells = [cell for c in ('P', 'M')
+                 for cell in (str(row.ranks[c]), f'{row.cosines[c]:.3f}', f'{100 * row.shares[c]:.0f} %')]
         lines.append(f"| {row.song} | {row.query} | {' | '.join(cells)} |")
-    return [*lines, '', f"Source first: P {firsts(rows, 'P')} of {len(rows)}, M {firsts(rows, 'M')} of {len(rows)}.", '']
+    return [*lines, '',
+            f"Source first: P {firsts(rows, 'P')} of {len(rows)}, M {firsts(rows, 'M')} of {len(rows)}.", '']
 
 
 def main(
     folder: Path, run: tp.Optional[Path] = None, out: Path = Path('outputs/real'), seed: int = 0,
     excerpts_only: bool = False, check: bool = False, docs: bool = False,
 ) -> None:
-    """Measure, print, and with --docs write docs/real_recordings.md; --check exits with 1 unless every excerpt is found."""
+    """Measure, print, and with --docs write docs/real_recordings.md; --check exits with 1 unless every excerpt is
+    found."""
     from lumina_plugin.catalogue import Catalogue
     from lumina_plugin.recipe import get_recipe
     from lumina_plugin.workflows import Studio, quickstart_run
@@ -121,7 +126,8 @@ def main(
     print('\n'.join(lines))
     if docs:
         head = Path(__file__).with_name('real_recordings_head.md').read_text()
-        machine = f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}'
+        machine = (f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
+                   f'torch {torch.__version__}')
         Path('docs/real_recordings.md').write_text(head.replace('{machine}', machine) + '\n' + '\n'.join(lines))
     missed = [row.song for row in found if set(row.ranks.values()) != {1}]
     if check and missed:

@@ -1,6 +1,5 @@
 """From a query's codes to an attribution report: score against the store, then statistics, per channel."""
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -89,8 +88,8 @@ class Attributor:
                           recipe_hash=self.recipe.fingerprint_hash)
         complete = [checkpoint for checkpoint in self.store.checkpoints if checkpoint.complete]
         if not complete:
-            raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with `lumina fingerprint` "
-                              "or `dora run ... execute_only=fingerprint`.")
+            raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with "
+                              "`lumina fingerprint` or `dora run ... execute_only=fingerprint`.")
         self.checkpoints = complete[-1:] if self.recipe.checkpoints == 'last' else complete
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
         self._fingerprinters = functools.lru_cache(maxsize=8)(self._fingerprinter)
@@ -110,8 +109,8 @@ class Attributor:
         facts = facts or QueryFacts(id=Path(path).stem, kind='file', audio_file=Path(path).name)
         facts = dataclasses.replace(facts, sha256=facts.sha256 or audio.file_sha256(path))
         if tokenized.silent:
-            raise LuminaError(f"{path} is silent throughout (below {self.recipe.silence_db:g} dBFS): there is nothing to "
-                              "attribute; pass a recording with sound.")
+            raise LuminaError(f"{path} is silent throughout (below {self.recipe.silence_db:g} dBFS): there is nothing "
+                              "to attribute; pass a recording with sound.")
         return self._report(tokenized, attributes_for(self.lm), facts, {'encode': time.perf_counter() - begun})
 
     def attribute_codes(self, codes: torch.Tensor, attributes: tp.Any = None,
@@ -134,8 +133,8 @@ class Attributor:
         chunks = [(chunk, self._example(chunk, masked, attributes)) for chunk in tokenized.chunks]
         heard = [(index, example) for index, (_, example) in enumerate(chunks) if example is not None]
         if not heard:
-            raise LuminaError(f"Nothing of {facts.id} is left to attribute: its prompt covers all of it; generate more than "
-                              "the prompt or set recipe key mask_prompt to false.")
+            raise LuminaError(f"Nothing of {facts.id} is left to attribute: its prompt covers all of it; generate more "
+                              "than the prompt or set recipe key mask_prompt to false.")
         begun = time.perf_counter()
         whole, parts = self._fingerprints([example for _, example in heard])
         timings = {**timings, 'fingerprint': time.perf_counter() - begun}
@@ -171,7 +170,7 @@ class Attributor:
     def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray], method: str) -> np.ndarray:
         """Mean score over the checkpoints, [Q, N], of queries [Q, D] per checkpoint."""
         return multi_checkpoint([compute_scores(method, query, songs, ridge=self.recipe.scoring.ridge)
-                                 for query, songs in zip(queries, loaded.songs)])
+                                 for query, songs in zip(queries, loaded.songs, strict=True)])
 
     def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray]) -> statistics.ChannelStatistics:
         rows = [vector[None] for vector in query]
@@ -188,7 +187,7 @@ class Attributor:
         scores = cosine if method == 'cosine' else self._scores(loaded, parts, method)
         rows = {index: row for row, index in enumerate(heard)}
         segments = []
-        for index, (chunk, example) in enumerate(chunks):
+        for index, (chunk, _) in enumerate(chunks):
             end = chunk.start + chunk.frames / self.tokenizer.frame_rate
             top: tp.List[schema.SegmentHit] = []
             if index in rows:
@@ -227,17 +226,17 @@ class Attributor:
         identity = self.store.identity
         found = []
         if identity.trained_on_hash is None:
-            found.append("It is not known what this checkpoint was trained on: the shares compare likeness in the model, "
-                         "not proven training influence.")
+            found.append("It is not known what this checkpoint was trained on: the shares compare likeness in the "
+                         "model, not proven training influence.")
         elif identity.trained_on_hash != identity.catalogue_hash:
-            found.append(f"The catalogue of this store ({identity.catalogue_hash[:12]}) is not what the checkpoint was trained on "
-                         f"({identity.trained_on_hash[:12]}).")
+            found.append(f"The catalogue of this store ({identity.catalogue_hash[:12]}) is not what the checkpoint "
+                         f"was trained on ({identity.trained_on_hash[:12]}).")
         if identity.licence:
             found.append(identity.licence)
         unusable = [track for track in self.store.tracks if track.status != 'ok']
         if unusable:
-            found.append(f"{len(unusable)} of {len(self.store.tracks)} songs have no fingerprint (silent or unreadable) and can "
-                         f"earn nothing: {', '.join(track.id for track in unusable[:5])}"
+            found.append(f"{len(unusable)} of {len(self.store.tracks)} songs have no fingerprint (silent or "
+                         f"unreadable) and can earn nothing: {', '.join(track.id for track in unusable[:5])}"
                          f"{' …' if len(unusable) > 5 else ''}.")
         return found
 
@@ -247,8 +246,8 @@ class Attributor:
         loaded = [self.store.vectors(checkpoint.name, channel) for checkpoint in self.checkpoints]
         ids = loaded[0][0]
         if any(other != ids for other, _ in loaded):
-            raise LuminaError(f"The checkpoints of {self.store.path} do not hold the same songs; fingerprint again with "
-                              "`execute_only=fingerprint`.")
+            raise LuminaError(f"The checkpoints of {self.store.path} do not hold the same songs; fingerprint again "
+                              "with `execute_only=fingerprint`.")
         songs = [rows.float().numpy() for _, rows in loaded]
         if self.recipe.gate.noise_floor == 'theory':
             return _Channel(ids, songs, statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')

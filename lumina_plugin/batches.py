@@ -5,6 +5,7 @@ import dataclasses
 import typing as tp
 
 import flashy
+import numpy as np
 import torch
 
 from .tokens import TokenizedAudio
@@ -41,7 +42,9 @@ class TokenBatchLoader:
 
     def __iter__(self) -> tp.Iterator[tp.Tuple[tp.List[tp.Any]]]:
         for update in range(self.updates):
-            generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, flashy.distrib.rank(), update)) % 2**62)
+            sequence = np.random.SeedSequence([self.seed, self.epoch, flashy.distrib.rank(), update])
+            state = int(sequence.generate_state(1, np.uint64)[0])
+            generator = torch.Generator().manual_seed(state & (2**63 - 1))
             songs = torch.multinomial(self._weights, self.batch_size, replacement=True, generator=generator)
             yield ([self._segment(int(song), generator) for song in songs],)
 
@@ -54,5 +57,6 @@ class TokenBatchLoader:
         info = copy.copy(self.infos[song])
         samples = info.sample_rate / self.frame_rate  # per frame
         return dataclasses.replace(
-            info, seek_time=start / self.frame_rate, n_frames=int(valid * samples), total_frames=int(self.frames * samples),
+            info, seek_time=start / self.frame_rate, n_frames=int(valid * samples),
+            total_frames=int(self.frames * samples),
             audio_tokens=torch.nn.functional.pad(piece, (0, self.frames - valid)))

@@ -10,7 +10,7 @@ and, where it does, stays out of the way. What is shimmed, and why:
 | `checkpoints` | torch >= 2.6 unpickles known types only; audiocraft's checkpoints hold omegaconf's            |
 | `audio_write` | audiocraft writes audio by running the `ffmpeg` binary, which a fresh machine lacks           |
 | `train`       | the pip package of audiocraft has no `config/`, so `audiocraft.train` cannot be imported      |
-| `quiet`       | notices raised inside audiocraft's own pinned code, which nobody who sees them can act upon   |
+| `quiet`       | notices raised inside audiocraft's or flashy's code, which nobody who sees them can act upon  |
 
 Importing this module costs nothing (no torch); `install` imports torch. Call it before audiocraft is imported.
 """
@@ -251,17 +251,21 @@ class _TrainAlias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 # --- quiet ------------------------------------------------------------------------------------------------------------
 
-_NOTICES: tp.Tuple[tp.Tuple[str, tp.Type[Warning]], ...] = (
+# What a notice says, its category, and the module whose line it is attributed to ('' is any).
+_NOTICES: tp.Tuple[tp.Tuple[str, tp.Type[Warning], str], ...] = (
     # audiocraft's convolutions use the older of torch's two weight norms; their checkpoints depend on it.
-    (r'.*torch\.nn\.utils\.weight_norm.*is deprecated.*', FutureWarning),
+    (r'.*torch\.nn\.utils\.weight_norm.*is deprecated.*', FutureWarning, ''),
     # audiocraft's solvers name the gradient scaler and autocast by their old place.
-    (r'.*torch\.cuda\.amp\.\w+\(args\.\.\.\).*is deprecated.*', FutureWarning),
+    (r'.*torch\.cuda\.amp\.\w+\(args\.\.\.\).*is deprecated.*', FutureWarning, ''),
     # Tells every run about a bug of audiocraft 1.0.1 that is fixed in 1.3.0.
-    (r'Up to version 1\.0\.1, the _prepare_tokens_and_attributes.*', UserWarning),
+    (r'Up to version 1\.0\.1, the _prepare_tokens_and_attributes.*', UserWarning, ''),
+    # flashy's averager takes float() of the losses that audiocraft's solvers hand it undetached, only to show them; no
+    # gradient goes that way. From any other module the same warning may name a real mistake, so it is still shown.
+    (r'Converting a tensor with requires_grad=True to a scalar.*', UserWarning, r'flashy\.utils$'),
 )
 
 
 def _quiet() -> Shim:
-    for message, category in _NOTICES:
-        warnings.filterwarnings('ignore', message=message, category=category)
-    return Shim('quiet', True, f'{len(_NOTICES)} deprecation notices of audiocraft 1.3.0 are not shown')
+    for message, category, module in _NOTICES:
+        warnings.filterwarnings('ignore', message=message, category=category, module=module)
+    return Shim('quiet', True, f'{len(_NOTICES)} notices of audiocraft 1.3.0 and flashy are not shown')

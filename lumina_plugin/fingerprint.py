@@ -148,7 +148,8 @@ class Fingerprinter:
 
     # -- fitting --------------------------------------------------------------------------------------------------
 
-    def fit(self, songs: tp.Sequence[Song], progress: tp.Callable[[tp.Iterable, str, int], tp.Iterable] = lambda it, *_: it
+    def fit(self, songs: tp.Sequence[Song],
+            progress: tp.Callable[[tp.Iterable, str, int], tp.Iterable] = lambda it, *_: it
             ) -> tp.Tuple[Projections, tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]]]:
         """Fit or build the projections, from a spread sample of the songs where they depend on data.
 
@@ -223,7 +224,8 @@ class Fingerprinter:
 
     def _ready(self) -> Projections:
         if self.projections is None:
-            raise LuminaError("This Fingerprinter has no projection yet; call fit(songs) or pass projections from a store.")
+            raise LuminaError("This Fingerprinter has no projection yet; call fit(songs) or pass projections from a "
+                              "store.")
         return self.projections
 
     def _reducers(self) -> tp.Dict[str, Reducer]:

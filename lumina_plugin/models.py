@@ -73,15 +73,16 @@ def load_musicgen(source: tp.Union[str, Path], device: tp.Optional[str] = None) 
     if path.is_dir():
         missing = [name for name in ('state_dict.bin', 'compression_state_dict.bin') if not (path / name).is_file()]
         if missing:
-            raise LuminaError(f"{source} has no {missing[0]}: it is neither an exported MusicGen nor a dora run; export one with "
-                              "lumina_plugin.models.export_musicgen.")
+            raise LuminaError(f"{source} has no {missing[0]}: it is neither an exported MusicGen nor a dora run; "
+                              "export one with lumina_plugin.models.export_musicgen.")
     elif not _HUB_NAME.fullmatch(str(source)):
-        raise LuminaError(f"There is no model {source}: give a dora run's folder or signature, an exported folder, or a hub "
-                          "name such as facebook/musicgen-small.")
+        raise LuminaError(f"There is no model {source}: give a dora run's folder or signature, an exported folder, or "
+                          "a hub name such as facebook/musicgen-small.")
     try:
         lm, codec = _load_exported(str(source), device)
     except OSError as error:
-        raise LuminaError(f"Cannot load {source} ({_first_line(error)}); connect to the hub once, or give a folder.") from error
+        raise LuminaError(f"Cannot load {source} ({_first_line(error)}); connect to the hub once, or give a "
+                          "folder.") from error
     return make_musicgen(MusicGen, str(source), codec, lm, float(lm.cfg.dataset.segment_duration))
 
 
@@ -103,7 +104,7 @@ def _from_run(folder: Path, device: str) -> tp.Any:
     from .codec import load_codec
     cfg = run_config(folder)
     cfg.device, cfg.dtype = device, 'float32'
-    lm = builders.get_lm_model(cfg).to(device)
+    lm: tp.Any = builders.get_lm_model(cfg).to(device)
     lm.load_state_dict(_run_weights(folder))
     lm.eval()
     lm.cfg = cfg

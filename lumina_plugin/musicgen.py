@@ -46,7 +46,7 @@ class Attachment:
     def _generated(self, tokens: torch.Tensor, attributes: tp.List[tp.Any], prompt_frames: int) -> None:
         seconds = prompt_frames / self.musicgen.frame_rate
         reports = []
-        for index, (codes, one) in enumerate(zip(tokens, attributes)):
+        for index, (codes, one) in enumerate(zip(tokens, attributes, strict=True)):
             facts = QueryFacts(
                 id=f'generation-{index + 1}', kind='continuation' if prompt_frames else 'generation',
                 prompt=one.text.get('description'), seed=self.seed, prompt_seconds=seconds,
@@ -58,7 +58,8 @@ class Attachment:
 
 
 def attach(musicgen: tp.Any, store: tp.Union[FingerprintStore, str, Path], recipe: tp.Optional[Recipe] = None,
-           callback: tp.Optional[Callback] = None, codec_id: tp.Optional[str] = None, batch_size: int = 8) -> Attachment:
+           callback: tp.Optional[Callback] = None, codec_id: tp.Optional[str] = None,
+           batch_size: int = 8) -> Attachment:
     """Make every `musicgen.generate*()` carry attributions in `musicgen.last_attributions`, one report per sample.
 
     Unconditional, text, continuation and melody generation all pass through `_generate_tokens`; it is wrapped on this

@@ -15,8 +15,8 @@ from .catalogue import Catalogue, Track
 from .conditions import attributes_for
 from .errors import LuminaError
 from .fingerprint import Example, Fingerprinter, Projections, Song, spread
-from .projection import ChannelProjection
 from .hashing import model_config_hash
+from .projection import ChannelProjection
 from .recipe import Recipe
 from .store import CheckpointInfo, FingerprintStore, Identity, StoreWriter, TrackRecord
 from .tokens import TokenizedAudio, Tokenizer
@@ -102,8 +102,8 @@ def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:
     passes = 1.3 if recipe.projection.kind == 'fitted' else 1.0  # the fit looks at some chunks twice
     weights = sum(p.numel() for p in fingerprinter.lm.parameters()) * 4
     disk = len(prepared.songs) * len(recipe.channels) * recipe.projection.dim * 4 + weights
-    return (f"{len(prepared.songs)} songs, {prepared.hours:.2f} h, {len(chunks)} chunks: about {seconds * passes:.0f} s "
-            f"per checkpoint, {disk / 2 ** 20:.0f} MiB on disk plus the projection, at most "
+    return (f"{len(prepared.songs)} songs, {prepared.hours:.2f} h, {len(chunks)} chunks: about "
+            f"{seconds * passes:.0f} s per checkpoint, {disk / 2 ** 20:.0f} MiB on disk plus the projection, at most "
             f"{min(len(prepared.songs), recipe.projection.fit_songs)} songs' gradients in memory")
 
 
@@ -181,7 +181,8 @@ def _write_rows(songs: tp.Sequence[Song], rows: tp.Dict[str, tp.Tuple[torch.Tens
 
 def _noise(store: FingerprintStore, checkpoint: CheckpointInfo, projections: Projections) -> tp.Dict[str, float]:
     """Per channel, the spread of the cosines between this checkpoint's songs."""
-    return {channel: statistics.measured_noise_floor(store.vectors(checkpoint.name, channel, partial=True)[1].float().numpy())
+    return {channel: statistics.measured_noise_floor(
+                store.vectors(checkpoint.name, channel, partial=True)[1].float().numpy())
             for channel in projections}
 
 

@@ -36,7 +36,7 @@ class SparseSigns:
         generator = torch.Generator().manual_seed(seed)
         edges = torch.linspace(0, dim, parts + 1).long()
         columns, signs = [], []
-        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist()):
+        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             columns.append(torch.randint(low, high, (in_dim,), generator=generator))
             signs.append(torch.randint(0, 2, (in_dim,), generator=generator, dtype=torch.int8) * 2 - 1)
         self.columns, self.signs, self.dim = columns, signs, dim
@@ -45,7 +45,7 @@ class SparseSigns:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Project x of shape [n, R] to [n, D]."""
         out = x.new_zeros(x.shape[0], self.dim)
-        for columns, signs in zip(self.columns, self.signs):
+        for columns, signs in zip(self.columns, self.signs, strict=True):
             out.index_add_(1, columns.to(x.device), x * signs.to(x.device))
         return out * self.scale
 

@@ -100,8 +100,8 @@ def _train(out: Path, songs: Path, overrides: tp.Sequence[str]) -> tp.Tuple[Path
         return xp.folder, True
     done = subprocess.run([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *argv], check=False)
     if done.returncode or not _finished(xp.folder, epochs):
-        raise LuminaError(f"dora run {' '.join(argv)} ended with exit code {done.returncode}; its log is {xp.folder}/solver.log.0. "
-                          "Mend what it names and call the quickstart again: it resumes.")
+        raise LuminaError(f"dora run {' '.join(argv)} ended with exit code {done.returncode}; its log is "
+                          f"{xp.folder}/solver.log.0. Mend what it names and call the quickstart again: it resumes.")
     return xp.folder, False
 
 
@@ -117,7 +117,8 @@ def _clips(folder: Path, run: Path, store: Path, songs: Path) -> tp.Tuple[tp.Lis
     compat.install()
     plans = _plans(store)
     stamp = folder / 'stamp.json'
-    state = json.dumps([_sha256(store / 'manifest.json'), SECONDS, PROMPT_SECONDS, [dataclasses.asdict(p) for p in plans]])
+    state = json.dumps([_sha256(store / 'manifest.json'), SECONDS, PROMPT_SECONDS,
+                        [dataclasses.asdict(p) for p in plans]])
     paths = [folder / plan.name for plan in plans]
     if stamp.is_file() and stamp.read_text() == state and all((path / 'report.html').is_file() for path in paths):
         return paths, True

@@ -67,7 +67,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
         half = cfg.fsdp.param_dtype == 'float16' if cfg.fsdp.use else cfg.autocast and cfg.autocast_dtype == 'float16'
         self.scaler = None
         if half:  # small gradients would vanish in fp16
-            self.scaler = ShardedGradScaler() if cfg.fsdp.use else torch.amp.GradScaler('cuda')
+            self.scaler = tp.cast(tp.Any, ShardedGradScaler() if cfg.fsdp.use else torch.amp.GradScaler('cuda'))
             self.register_stateful('scaler')
 
     def build_dataloaders(self) -> None:
@@ -89,7 +89,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
         tracks = [track for track in prepared.catalogue if track.id in prepared.tokens]
         with _kept_random_state():
             templates = [dataset[infos[Path(track.path).resolve()]][1] for track in tracks]
-        for template, track in zip(templates, tracks):
+        for template, track in zip(templates, tracks, strict=True):
             template.description = track.description
             template.self_wav = None
         loader = TokenBatchLoader(templates, [prepared.tokens[track.id] for track in tracks],
@@ -118,8 +118,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
         if stage_name != 'fingerprint':
             return super().run_one_stage(stage_name)
         if self.epoch < 2:
-            raise LuminaError(f"Signature {self.xp.sig} has no checkpoint to fingerprint; train it first with `dora run` "
-                              "or name one with continue_from=//sig/<signature>.")
+            raise LuminaError(f"Signature {self.xp.sig} has no checkpoint to fingerprint; train it first with `dora "
+                              "run` or name one with continue_from=//sig/<signature>.")
         self._start_epoch()
         self.run_stage('fingerprint', self.fingerprint, self.epoch - 1)
         return None
@@ -153,7 +153,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
         store = open_or_create(store_path(self.folder, recipe.name), self._identity(recipe, prepared), prepared)
         stale = store.manifest.find(info.name)
         if stale is not None and stale.model_hash != info.model_hash:
-            self.logger.warning("%s was fingerprinted with other weights, of an epoch that was interrupted; doing it again.", info.name)
+            self.logger.warning("%s was fingerprinted with other weights, of an epoch that was interrupted; "
+                                "doing it again.", info.name)
             store.drop_checkpoint(info.name)
         self.logger.info("Fingerprinting with recipe %s: %s", recipe.name, estimate(prepared, fingerprinter))
         return run_pass(fingerprinter, prepared, store, info, weights)
@@ -186,8 +187,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
 
 def _expect(key: str, configured: tp.Any, found: tp.Any) -> None:
     if configured != found:
-        raise LuminaError(f"{key} is {configured}, but the codec of compression_model_checkpoint has {found}; set it to that or "
-                          "choose another codec.")
+        raise LuminaError(f"{key} is {configured}, but the codec of compression_model_checkpoint has {found}; set it "
+                          "to that or choose another codec.")
 
 
 @contextmanager

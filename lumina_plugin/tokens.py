@@ -92,8 +92,8 @@ class Tokenizer:
             assert scale is None, "codecs that rescale are not supported by MusicGen either"
             frames = max(1, int(piece.valid / self.codec.sample_rate * self.frame_rate))
             silent = audio.silent(piece.wav[..., :piece.valid], self.silence_db)
-            chunks.append(CodeChunk(codes[0].cpu().long(), min(frames, codes.shape[-1]), piece.offset / self.codec.sample_rate,
-                                    silent))
+            chunks.append(CodeChunk(codes[0].cpu().long(), min(frames, codes.shape[-1]),
+                                    piece.offset / self.codec.sample_rate, silent))
         return TokenizedAudio(chunks, self.frame_rate)
 
     def finished(self, codes: torch.Tensor) -> TokenizedAudio:
@@ -111,7 +111,8 @@ class Tokenizer:
 
     def _read(self, path: Path) -> TokenizedAudio:
         stored = safetensors.torch.load_file(path)
-        rows = zip(stored['codes'], stored['frames'].tolist(), stored['start'].tolist(), stored['silent'].tolist())
+        rows = zip(stored['codes'], stored['frames'].tolist(), stored['start'].tolist(), stored['silent'].tolist(),
+                   strict=True)
         return TokenizedAudio([CodeChunk(codes.long(), frames, start, bool(silent))
                                for codes, frames, start, silent in rows], self.frame_rate)
 

@@ -52,8 +52,8 @@ def build_page(studio: tp.Any) -> tp.Any:
         return [*tables, gr.Markdown(), gr.File(label='Report (HTML)')]
 
     with gr.Blocks(title='LUMINA attribution') as page:
-        gr.Markdown(f"# Which songs shaped this music?\nModel {studio.musicgen.name}, {len(studio.store.tracks)} songs in the "
-                    f"catalogue, recipe `{studio.attributor.recipe.name}`.")
+        gr.Markdown(f"# Which songs shaped this music?\nModel {studio.musicgen.name}, {len(studio.store.tracks)} songs "
+                    f"in the catalogue, recipe `{studio.attributor.recipe.name}`.")
         with gr.Tab('Generate'):
             with gr.Row():
                 text = gr.Textbox(label='Description (may be empty)')

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from . import audio, compat
-from .attribution import Attributor, QueryFacts
+from .attribution import Attributor
 from .errors import LuminaError
 from .models import licence_note, load_musicgen, run_config, run_folder, run_stores
 from .recipe import Recipe, get_recipe
@@ -98,7 +98,8 @@ class Studio:
         # half a frame more: audiocraft rounds down in places, and would stitch windows of no length for some durations
         frames = max(1, round(seconds * self.musicgen.frame_rate))
         self.musicgen.set_generation_params(
-            duration=(frames + 0.5) / self.musicgen.frame_rate if seconds > self.musicgen.max_duration else seconds, top_k=min(top_k, self.musicgen.lm.card), temperature=temperature, cfg_coef=cfg_coef,
+            duration=(frames + 0.5) / self.musicgen.frame_rate if seconds > self.musicgen.max_duration else seconds,
+            top_k=min(top_k, self.musicgen.lm.card), temperature=temperature, cfg_coef=cfg_coef,
             extend_stride=self.musicgen.extend_stride)
         self.attachment.seed = seed
         self.attachment.prompt_song_id = prompt.song_id if prompt is not None else None
@@ -113,7 +114,7 @@ class Studio:
                 waves = self.musicgen.generate_unconditional(count, progress=progress)
         names = [name] if count == 1 else [f'{name}-{index + 1}' for index in range(count)]
         return [write_clip(folder / one, wave, self.musicgen.sample_rate, report, one)
-                for one, wave, report in zip(names, waves, self.musicgen.last_attributions)]
+                for one, wave, report in zip(names, waves, self.musicgen.last_attributions, strict=True)]
 
     def attribute(self, path: tp.Union[str, Path], out: tp.Optional[tp.Union[str, Path]] = None) -> AttributionReport:
         """Attribute a recording; with `out`, write `report.json` and `report.html` there."""
@@ -133,8 +134,9 @@ class Studio:
         piece = wav[..., first:first + int(prompt.seconds * rate)]
         length = piece.shape[-1] / rate
         if length <= 0 or length >= min(seconds, self.musicgen.max_duration):
-            raise LuminaError(f"The prompt from {prompt.path} is {length:.1f} s long, which must be more than 0 and less than the "
-                              f"{min(seconds, self.musicgen.max_duration):g} s that are generated at once; change its length.")
+            raise LuminaError(f"The prompt from {prompt.path} is {length:.1f} s long, which must be more than 0 and "
+                              f"less than the {min(seconds, self.musicgen.max_duration):g} s that are generated at "
+                              "once; change its length.")
         return piece[None]
 
 
@@ -160,8 +162,8 @@ def default_store(source: tp.Union[str, Path]) -> Path:
     """
     folder = run_folder(source)
     if folder is None:
-        raise LuminaError(f"{source} is not a dora run, so its store must be named; make one with `lumina fingerprint {source} "
-                          "--catalogue … --out STORE` and pass --store STORE.")
+        raise LuminaError(f"{source} is not a dora run, so its store must be named; make one with `lumina "
+                          f"fingerprint {source} --catalogue … --out STORE` and pass --store STORE.")
     stores = run_stores(folder)
     if not stores:
         raise LuminaError(f"Run {folder.name} has no fingerprints yet; make them with `lumina fingerprint {source}`.")
@@ -183,13 +185,13 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
     from .catalogue import Catalogue
     from .codec import codec_hash
     from .fingerprint import Fingerprinter
-    from .hashing import state_hash
     from .passes import estimate, make_identity, open_or_create, prepare, run_pass, store_path
     from .tokens import Tokenizer
     recipe = recipe or get_recipe('default')
     folder = run_folder(source)
     if folder is None and (catalogue is None or out is None):
-        raise LuminaError(f"{source} is not a dora run, so name both the songs (--catalogue) and the folder of the new store (--out).")
+        raise LuminaError(f"{source} is not a dora run, so name both the songs (--catalogue) and the folder of "
+                          "the new store (--out).")
     trained = run_config(folder).datasource.train if folder is not None else None
     songs = Catalogue.from_manifest(catalogue or tp.cast(str, trained))
     path = Path(out) if out is not None else store_path(tp.cast(Path, folder), recipe.name)
@@ -216,7 +218,8 @@ def _checkpoints(folder: tp.Optional[Path], recipe: Recipe, musicgen: tp.Any
         store = FingerprintStore.open(path)
         kept = [info for info in store.checkpoints if info.complete and info.weights is not None]
         if kept:
-            return [(CheckpointInfo(name=info.name, epoch=info.epoch, model_hash=info.model_hash), store.load_weights(info))
+            return [(CheckpointInfo(name=info.name, epoch=info.epoch, model_hash=info.model_hash),
+                     store.load_weights(info))
                     for info in (kept[-1:] if recipe.checkpoints == 'last' else kept)]
     live = dict(musicgen.lm.state_dict())
     return [(CheckpointInfo(name='last', model_hash=state_hash(live)), live if folder is not None else None)]
@@ -259,6 +262,6 @@ def quickstart_run(out: tp.Union[str, Path] = 'outputs') -> Path:
     """
     runs = [path.parents[2] for path in Path(out).glob('xps/*/lumina/default/manifest.json')]
     if not runs:
-        raise LuminaError(f"There is no fingerprinted run below {Path(out).resolve()}: name one with --model, or make one with "
-                          "`lumina quickstart`.")
+        raise LuminaError(f"There is no fingerprinted run below {Path(out).resolve()}: name one with --model, or make "
+                          "one with `lumina quickstart`.")
     return max(runs, key=lambda run: (run / 'lumina' / 'default' / 'manifest.json').stat().st_mtime)

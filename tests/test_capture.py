@@ -93,7 +93,8 @@ def test_model_is_left_as_it_was():
         p.grad = torch.ones_like(p)
     state = torch.get_rng_state()
     songs = build_songs(lm, 5)
-    fingerprinter = Fingerprinter(lm, get_recipe('default', projection={'block_width': 4, 'dim': 32, 'residual_dim': 8}))
+    recipe = get_recipe('default', projection={'block_width': 4, 'dim': 32, 'residual_dim': 8})
+    fingerprinter = Fingerprinter(lm, recipe)
     fingerprinter.fit(songs)
     list(fingerprinter.fingerprints(songs))
     assert [module.training for module in lm.modules()] == modes
@@ -113,7 +114,8 @@ def test_an_unseen_weight_is_an_error_not_a_weaker_channel():
 def test_channels_resolve_to_the_papers_sources():
     lm = build_lm(fuse='cross')
     names = [block.name for block in resolve_blocks(lm, ['self_attention'])]
-    assert names == [f'transformer.layers.{i}.self_attn.{w}' for i in range(2) for w in ('in_proj_weight', 'out_proj.weight')]
+    assert names == [f'transformer.layers.{i}.self_attn.{w}' for i in range(2)
+                     for w in ('in_proj_weight', 'out_proj.weight')]
     assert [block.name for block in resolve_blocks(lm, ['output_linears'])] == [f'linears.{k}.weight' for k in range(4)]
     assert not set(names) & {block.name for block in resolve_blocks(lm, ['cross_attention'])}
     with pytest.raises(LuminaError, match=', '.join(LAYER_GROUPS)):

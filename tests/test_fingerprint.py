@@ -23,7 +23,7 @@ def test_a_songs_gradient_is_the_mean_over_its_chunks_weighted_by_valid_frames()
         one_by_one = [fingerprinter.gradients([example], reducers) for example in song.examples]
         total = sum(example.weight for example in song.examples)
         for name in reducers:
-            expected = sum(g[name] * e.weight / total for g, e in zip(one_by_one, song.examples))
+            expected = sum(g[name] * e.weight / total for g, e in zip(one_by_one, song.examples, strict=True))
             torch.testing.assert_close(found[song.id][name], expected, rtol=1e-4, atol=1e-7)
 
 
@@ -52,7 +52,7 @@ def test_repeated_passes_are_bit_identical():
         fingerprinter = Fingerprinter(lm, recipe)
         fingerprinter.fit(songs)
         return [v['P'] for _, v, _ in fingerprinter.fingerprints(songs)]
-    assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
 def test_rows_of_a_fit_are_the_songs_fingerprints():
@@ -71,7 +71,7 @@ def test_weights_are_lent_not_copied_in():
     lent = Fingerprinter(lm, recipe, weights=other.state_dict())
     own = Fingerprinter(other, recipe)
     lent.fit(songs), own.fit(songs)
-    for (_, a, _), (_, b, _) in zip(lent.fingerprints(songs), own.fingerprints(songs)):
+    for (_, a, _), (_, b, _) in zip(lent.fingerprints(songs), own.fingerprints(songs), strict=True):
         torch.testing.assert_close(a['P'], b['P'])
     assert not torch.equal(lm.linears[0].weight, other.linears[0].weight)
 

@@ -13,7 +13,8 @@ from .tiny import build_codec, build_lm, build_songs
 
 @pytest.fixture(scope='module')
 def musicgen():
-    """A melody MusicGen: only the separator's pretrained weights are replaced, by a small HTDemucs of the same class."""
+    """A melody MusicGen: only the separator's pretrained weights are replaced, by a small HTDemucs of the same
+    class."""
     from audiocraft.models import MusicGen
     from audiocraft.modules.conditioners import ChromaStemConditioner, ConditionFuser, ConditioningProvider
     from demucs import pretrained
@@ -45,7 +46,8 @@ def test_melody_generations_are_attributed_under_their_melody(musicgen, tmp_path
     catalogue = build_catalogue(write_songs(tmp_path / 'songs', 4), tmp_path / 'catalogue', progress=False).catalogue
     digest = codec_hash(musicgen.compression_model)
     prepared = prepare(catalogue, Tokenizer(musicgen.compression_model, digest, 1.), musicgen.lm)
-    store = open_or_create(tmp_path / 'store', make_identity('melody', musicgen.lm, digest, recipe, catalogue, None), prepared)
+    identity = make_identity('melody', musicgen.lm, digest, recipe, catalogue, None)
+    store = open_or_create(tmp_path / 'store', identity, prepared)
     run_pass(Fingerprinter(musicgen.lm, recipe), prepared, store,
              CheckpointInfo(name='live', model_hash=state_hash(musicgen.lm.state_dict())))
     attachment = attach(musicgen, store)

@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lumina_plugin.channels import Block
-from lumina_plugin.projection import (BlockReducers, ChannelProjection, FittedProjection, RandomProjection, SparseSigns,
-                                      unit_rows)
+from lumina_plugin.projection import (
+    BlockReducers,
+    ChannelProjection,
+    FittedProjection,
+    RandomProjection,
+    SparseSigns,
+    unit_rows,
+)
 
 
 def rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -49,7 +55,8 @@ def test_fitted_projection_is_exact_on_the_songs_it_saw(count, seed, center):
 
 
 def test_fitted_projection_keeps_a_strangers_products_and_length():
-    """A query outside the songs' span: products with songs stay exact, its length is kept up to the residual's noise."""
+    """A query outside the songs' span: products with songs stay exact, its length is kept up to the residual's
+    noise."""
     songs, query = rows(40, 2000), rows(20, 2000, seed=9)
     fitted = FittedProjection.fit(songs, dim=512, residual_dim=64, center=True, seed=0)
     mean = songs.mean(0)

@@ -14,6 +14,7 @@ from lumina_plugin.store import FingerprintStore
 
 from .tiny import write_codec
 
+
 def test_store_stands_beside_the_checkpoints(project):
     store = FingerprintStore.open(project.folder() / 'lumina' / 'default')
     assert [(c.name, c.complete) for c in store.checkpoints] == [('epoch-0002', True), ('epoch-0004', True)]
@@ -22,7 +23,8 @@ def test_store_stands_beside_the_checkpoints(project):
     assert ids == [f'song-{i}' for i in range(6)] and vectors.shape == (6, 512)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(6))
     assert store.track('silence').status == 'silent'
-    assert store.identity.trained_on_hash == store.identity.catalogue_hash == Catalogue.from_manifest(project.manifest).hash
+    catalogue_hash = Catalogue.from_manifest(project.manifest).hash
+    assert store.identity.trained_on_hash == store.identity.catalogue_hash == catalogue_hash
     assert store.verify() == []
 
 
@@ -141,7 +143,8 @@ def test_detach_restores_the_object_exactly(project):
     musicgen.detach()
     after = dict(musicgen.__dict__)
     assert set(after) == set(before)
-    assert all(after[name] is before[name] for name in before if name not in ('generation_params', 'duration', 'extend_stride'))
+    assert all(after[name] is before[name] for name in before
+               if name not in ('generation_params', 'duration', 'extend_stride'))
     assert musicgen._generate_tokens.__func__ is type(musicgen)._generate_tokens
 
 
@@ -153,7 +156,8 @@ def test_another_codec_or_model_is_refused_with_both_hashes(project, tmp_path):
     with pytest.raises(LuminaError, match=f'codec.*{store.identity.codec_hash[:12]}'):
         Attributor(musicgen.lm, other, store)
     with pytest.raises(LuminaError, match=f'recipe.*{store.identity.recipe_hash[:12]}'):
-        Attributor(musicgen.lm, musicgen.compression_model, store, recipe=get_recipe('default', objective='cross_entropy'))
+        Attributor(musicgen.lm, musicgen.compression_model, store,
+                   recipe=get_recipe('default', objective='cross_entropy'))
     from .tiny import build_lm
     with pytest.raises(LuminaError, match=f'model config.*{store.identity.model_config_hash[:12]}'):
         Attributor(build_lm(), musicgen.compression_model, store)

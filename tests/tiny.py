@@ -19,7 +19,8 @@ from lumina_plugin.conditions import attributes_for  # noqa: E402
 from lumina_plugin.fingerprint import Example, Song  # noqa: E402
 
 
-def build_lm(n_q: int = 4, card: int = 16, dim: int = 16, seed: int = 0, fuse: str = 'prepend', **kwargs: tp.Any) -> LMModel:
+def build_lm(n_q: int = 4, card: int = 16, dim: int = 16, seed: int = 0, fuse: str = 'prepend',
+             **kwargs: tp.Any) -> LMModel:
     """An LMModel of a few thousand parameters with a text condition."""
     torch.manual_seed(seed)
     provider = ConditioningProvider({'description': LUTConditioner(32, 8, dim, tokenizer='noop')})

@@ -22,7 +22,8 @@ def main(argv: tp.Optional[tp.Sequence[str]] = None) -> None:
     except Exception as error:
         if os.environ.get('LUMINA_DEBUG'):
             raise
-        _fail(f"Internal error ({type(error).__name__}: {_first_line(error)}). Set LUMINA_DEBUG=1 to see where, and report it.", 1)
+        _fail(f"Internal error ({type(error).__name__}: {_first_line(error)}). Set LUMINA_DEBUG=1 to see where, and "
+              "report it.", 1)
 
 
 def _fail(message: str, code: int) -> tp.NoReturn:

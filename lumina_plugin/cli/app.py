@@ -13,10 +13,11 @@ from ..errors import LuminaError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', help="""
 Which training songs shaped a generated song, by how much, and how sure are we?
 
-Start with `lumina quickstart`: it renders a catalogue, trains a small MusicGen, fingerprints the catalogue alongside and
-generates clips with attributions attached, on a CPU and offline. Then try `lumina attribute FILE` on a recording.
+Start with `lumina quickstart`: it renders a catalogue, trains a small MusicGen, fingerprints the catalogue alongside
+and generates clips with attributions attached, on a CPU and offline. Then try `lumina attribute FILE` on a recording.
 """)
-catalogue_app = typer.Typer(no_args_is_help=True, help="Make a catalogue from a folder of recordings, or look one over.")
+catalogue_app = typer.Typer(no_args_is_help=True,
+                            help="Make a catalogue from a folder of recordings, or look one over.")
 app.add_typer(catalogue_app, name='catalogue')
 
 _Source = tp.Annotated[str, typer.Argument(
@@ -31,7 +32,9 @@ _Quiet = tp.Annotated[bool, typer.Option('--quiet', '-q', help="No progress and 
 
 
 @app.callback()
-def _setup(verbose: tp.Annotated[bool, typer.Option('--verbose', '-v', help="Show what happens inside.")] = False) -> None:
+def _setup(
+    verbose: tp.Annotated[bool, typer.Option('--verbose', '-v', help="Show what happens inside.")] = False,
+) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format='%(message)s', stream=sys.stderr)
     for noisy in ('matplotlib', 'httpx', 'numba', 'urllib3', 'audiocraft', 'fsspec', 'asyncio', 'torio', 'filelock'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -51,7 +54,7 @@ def quickstart(
     from ..quickstart import run_quickstart
     from ..report.render import render_table
     result = run_quickstart(out, override or [], jobs)
-    for clip, report in zip(result.clips, result.reports):
+    for clip, report in zip(result.clips, result.reports, strict=True):
         print(f'\n{clip.name}')
         print(render_table(report))
     shown = Path(os.path.relpath(result.run))
@@ -118,7 +121,8 @@ def generate(
     text: tp.Annotated[tp.Optional[str], typer.Option('--text', '--prompt', help="What it should sound like.")] = None,
     continue_from: tp.Annotated[tp.Optional[Path], typer.Option('--continue', help="Recording to continue.")] = None,
     prompt_seconds: tp.Annotated[float, typer.Option(min=0.1, help="How much of the recording is the prompt.")] = 3.,
-    offset: tp.Annotated[float, typer.Option(min=0., help="Where in the recording the prompt begins, in seconds.")] = 0.,
+    offset: tp.Annotated[float, typer.Option(
+        min=0., help="Where in the recording the prompt begins, in seconds.")] = 0.,
     seconds: tp.Annotated[float, typer.Option(help="Length of each clip, prompt included.")] = 10.,
     count: tp.Annotated[int, typer.Option('--n', '-n', min=1, help="Clips.")] = 1,
     seed: tp.Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,

@@ -319,7 +319,7 @@ class FingerprintStore:
 
     def drop_checkpoint(self, name: str) -> None:
         """Remove a checkpoint with its fingerprints and weights, e.g. of an epoch that a resumed training did anew."""
-        with self._lock:
+        with self.lock:
             self.reload()
             self.commit(self.manifest.without(name))
             repair.delete_checkpoint(self.path / name)
