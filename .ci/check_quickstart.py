@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument('--record', type=Path)
     parser.add_argument('--unchanged', type=Path)
     args = parser.parse_args()
-    stores = sorted(args.out.glob('xps/*/lumina/*/manifest.json'))
+    runs = [folder.name for folder in (args.out / 'clips').iterdir()]  # other trainings may lie beside the quickstart's
+    stores = sorted(path for run in runs for path in args.out.glob(f'xps/{run}/lumina/*/manifest.json'))
     check(bool(stores), f'no fingerprint store below {args.out}/xps')
     for manifest in stores:
         check_store(manifest.parent)

@@ -1,6 +1,6 @@
 """How well is the source of real recordings found? Runs the documented commands and writes docs/real_recordings.md.
 
-    python benchmarks/real_recordings.py FOLDER [--run outputs/xps/SIGNATURE] [--excerpts-only] [--check]
+    python benchmarks/real_recordings.py FOLDER [--run outputs/xps/SIGNATURE] [--excerpts-only] [--at-least N]
 
 FOLDER holds recordings of any common format. The quickstart's model is trained on them (`solver=lumina/finetune`); then
 an excerpt of each (10 s, or 60 % of its length if that is shorter, at a random offset) is attributed, and each is
@@ -104,10 +104,10 @@ def table(title: str, rows: tp.Sequence[Row]) -> tp.List[str]:
 
 def main(
     folder: Path, run: tp.Optional[Path] = None, out: Path = Path('outputs/real'), seed: int = 0,
-    excerpts_only: bool = False, check: bool = False, docs: bool = False,
+    excerpts_only: bool = False, at_least: int = 0, docs: bool = False,
 ) -> None:
-    """Measure, print, and with --docs write docs/real_recordings.md; --check exits with 1 unless every excerpt is
-    found."""
+    """Measure, print, and with --docs write docs/real_recordings.md; --at-least N exits with 1 when a channel
+    finds fewer excerpts."""
     from lumina_plugin.catalogue import Catalogue
     from lumina_plugin.recipe import get_recipe
     from lumina_plugin.workflows import Studio, quickstart_run
@@ -129,9 +129,9 @@ def main(
         machine = (f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
                    f'torch {torch.__version__}')
         Path('docs/real_recordings.md').write_text(head.replace('{machine}', machine) + '\n' + '\n'.join(lines))
-    missed = [row.song for row in found if set(row.ranks.values()) != {1}]
-    if check and missed:
-        print(f"Excerpts whose source is not first in both channels: {', '.join(missed)}", file=sys.stderr)
+    worst = min(firsts(found, channel) for channel in ('P', 'M'))
+    if worst < at_least:
+        print(f"A channel finds the source of {worst} excerpts only, not of {at_least}.", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -25,8 +25,6 @@ from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-NON_COMMERCIAL = ('facebook/musicgen', 'facebook/audiogen', 'facebook/magnet')
-
 
 @dataclasses.dataclass(frozen=True)
 class QueryFacts:
@@ -69,7 +67,6 @@ class Attributor:
         codec_id (str): What to call the codec in reports. codec_hash (str, optional): Known hash, else computed.
         recipe (Recipe, optional): Other scoring, gate or checkpoints than the store's own recipe; what changes a
             fingerprint must agree with the store.
-        catalogue_hash (str, optional): Hash of the catalogue in use, to warn where the store was made from another.
         batch_size (int): Chunks per pass.
     Raises:
         LuminaError: when store and model, codec or recipe do not belong together, with both hashes.
@@ -86,6 +83,7 @@ class Attributor:
         self.batch_size, self.autocast = batch_size, autocast
         self.store.expect(codec_hash=self.codec_hash, model_config_hash=model_config_hash(lm),
                           recipe_hash=self.recipe.fingerprint_hash)
+        self._expect_model()
         complete = [checkpoint for checkpoint in self.store.checkpoints if checkpoint.complete]
         if not complete:
             raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with "
@@ -242,6 +240,13 @@ class Attributor:
 
     # -- loading --------------------------------------------------------------------------------------------------
 
+    def _expect_model(self) -> None:
+        """The live model must be one of the store's checkpoints; another training of the same shape is another."""
+        live, known = state_hash(self.lm.state_dict()), [info.model_hash for info in self.store.checkpoints]
+        if known and live not in known:
+            raise LuminaError(f"the store {self.store.path} was made with another model (store: {known[-1]}, yours: "
+                              f"{live}); load the model that it was made with, or fingerprint the catalogue again")
+
     def _load_channel(self, channel: str) -> _Channel:
         loaded = [self.store.vectors(checkpoint.name, channel) for checkpoint in self.checkpoints]
         ids = loaded[0][0]
@@ -261,7 +266,8 @@ class Attributor:
         projections: Projections = {}
         for channel, blocks in fingerprinter.channels.items():
             tensors, stored = self.store.projection(name, channel)
-            projections[channel] = ChannelProjection.load(blocks, tensors, stored, self.recipe.block_norm)
+            projections[channel] = ChannelProjection.load(blocks, tensors, stored, self.recipe.block_norm,
+                                                         fingerprinter.device)
         fingerprinter.projections = projections
         return fingerprinter
 

@@ -2,13 +2,12 @@
 
 import copy
 import dataclasses
+import math
 import typing as tp
 
 import flashy
 import numpy as np
 import torch
-
-from .tokens import TokenizedAudio
 
 
 class TokenBatchLoader:
@@ -19,19 +18,19 @@ class TokenBatchLoader:
 
     Args:
         infos (list): One audiocraft `MusicInfo` per song, as its dataset gives them (text and so on).
-        tokens (list of TokenizedAudio): Codes of the same songs.
+        streams (list): Per song one or more code sequences [K, T] of it, of which a draw takes any.
+        frame_rate (float): Frames per second.
         segment_duration (float): Seconds. batch_size (int): Per rank. updates (int): Batches per epoch. seed (int).
     """
 
-    def __init__(self, infos: tp.Sequence[tp.Any], tokens: tp.Sequence[TokenizedAudio], segment_duration: float,
-                 batch_size: int, updates: int, seed: int):
-        self.infos, self.codes = list(infos), [one.codes for one in tokens]
-        self.frame_rate = tokens[0].frame_rate
+    def __init__(self, infos: tp.Sequence[tp.Any], streams: tp.Sequence[tp.Sequence[torch.Tensor]],
+                 frame_rate: float, segment_duration: float, batch_size: int, updates: int, seed: int):
+        self.infos, self.streams, self.frame_rate = list(infos), list(streams), frame_rate
         self.frames = round(segment_duration * self.frame_rate)
         self.batch_size, self.updates, self.seed = batch_size, updates, seed
         self.epoch = 0
         self.sampler = None  # a DataLoader has one
-        self._weights = torch.tensor([float(codes.shape[-1]) for codes in self.codes])
+        self._weights = torch.tensor([float(one[0].shape[-1]) for one in self.streams])
 
     def __len__(self) -> int:
         return self.updates
@@ -49,14 +48,16 @@ class TokenBatchLoader:
             yield ([self._segment(int(song), generator) for song in songs],)
 
     def _segment(self, song: int, generator: torch.Generator) -> tp.Any:
-        codes = self.codes[song]
+        ways = self.streams[song]
+        codes = ways[int(torch.randint(0, len(ways), (1,), generator=generator))]  # [K, T]
         room = codes.shape[-1] - self.frames
         start = int(torch.randint(0, room + 1, (1,), generator=generator)) if room > 0 else 0
         piece = codes[:, start:start + self.frames]  # [K, <= frames]
         valid = piece.shape[-1]
         info = copy.copy(self.infos[song])
         samples = info.sample_rate / self.frame_rate  # per frame
+        total = int(self.frames * samples)
         return dataclasses.replace(
-            info, seek_time=start / self.frame_rate, n_frames=int(valid * samples),
-            total_frames=int(self.frames * samples),
+            info, seek_time=start / self.frame_rate, n_frames=min(math.ceil(valid * samples) + 1, total),
+            total_frames=total,
             audio_tokens=torch.nn.functional.pad(piece, (0, self.frames - valid)))

@@ -58,23 +58,24 @@ class _ScoredModel(nn.Module):
         self.lm = lm
         self.objective = objective
 
-    def forward(self, codes: torch.Tensor, valid: torch.Tensor, attributes: tp.List[tp.Any],
+    def forward(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor, attributes: tp.List[tp.Any],
                 autocast: tp.Optional[tp.Callable[[], tp.ContextManager]]) -> torch.Tensor:
         """Objective per example, [B], of codes [B, K, T] where valid [B, T], with its backward pass already done.
 
         The backward pass belongs in here: torch checkpointing recomputes layers in it, which must see the lent weights.
         """
         with autocast() if autocast is not None else contextlib.nullcontext():
-            values = self._objective(codes, valid, attributes)
+            values = self._objective(codes, inputs, valid, attributes)
         values.sum().backward()
         return values.detach()
 
-    def _objective(self, codes: torch.Tensor, valid: torch.Tensor, attributes: tp.List[tp.Any]) -> torch.Tensor:
+    def _objective(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor,
+                   attributes: tp.List[tp.Any]) -> torch.Tensor:
         with torch.no_grad():
             provider: tp.Any = self.lm.condition_provider
             conditions = provider(provider.tokenize(attributes))
         lm: tp.Any = self.lm
-        out = lm.compute_predictions(codes, [], conditions)
+        out = lm.compute_predictions(inputs, [], conditions)
         return self.objective(out.logits, codes, out.mask & valid[:, None])
 
 
@@ -101,7 +102,10 @@ class Fingerprinter:
         self.projections = projections
         state = dict(lm.state_dict()) if weights is None else dict(weights)
         device = next(lm.parameters()).device
-        self._state = {f'lm.{name}': tensor.detach().to(device) for name, tensor in state.items()}
+        self.device = device
+        # always fp32: a mean over thousands of codes makes gradients that half precision would round to zero
+        self._state = {f'lm.{name}': tensor.detach().to(device, torch.float32 if tensor.is_floating_point() else None)
+                       for name, tensor in state.items()}
         self._model = _ScoredModel(lm, get_objective(recipe.objective))
 
     @property
@@ -118,12 +122,15 @@ class Fingerprinter:
         codes = torch.stack([nn.functional.pad(e.codes, (0, length - e.codes.shape[-1])) for e in examples]).to(device)
         frames = torch.arange(length, device=device)
         valid = torch.stack([(frames >= e.start) & (frames < e.stop) for e in examples])  # [B, T]
+        # what follows the music is never read, as in training with `tokens.padding_with_special_token`
+        after = torch.stack([frames >= e.stop for e in examples])[:, None].expand_as(codes)  # [B, K, T]
+        inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
         weights = {name: self._state[f'lm.{name}'] for name in self.blocks}
         checkpointing = getattr(getattr(self.lm, 'transformer', None), 'checkpointing', 'none')
         capture = GradientCapture(weights, reducers, from_embeddings=checkpointing != 'none')
         with _undisturbed(self.lm), torch.enable_grad(), capture:
             torch.func.functional_call(self._model, self._state, tie_weights=False, args=(
-                codes, valid, [e.attributes for e in examples], self.autocast))
+                codes, inputs, valid, [e.attributes for e in examples], self.autocast))
         return capture.collect()
 
     def song_gradients(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, Reducer]

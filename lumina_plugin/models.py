@@ -87,8 +87,10 @@ def load_musicgen(source: tp.Union[str, Path], device: tp.Optional[str] = None) 
 
 
 def _load_exported(source: str, device: str) -> tp.Tuple[tp.Any, tp.Any]:
-    from audiocraft.models.loaders import load_compression_model, load_lm_model
+    from audiocraft.models.loaders import load_compression_model, load_lm_model, load_lm_model_ckpt
     lm = load_lm_model(source, device=device)
+    if device != 'cpu':  # it was rounded to fp16; hashes and fingerprints want the weights as they are
+        lm.float().load_state_dict(load_lm_model_ckpt(source)['best_state'])
     codec = load_compression_model(source, device=device)
     if 'self_wav' in lm.condition_provider.conditioners:  # as MusicGen.get_pretrained does for melody models
         melody: tp.Any = lm.condition_provider.conditioners['self_wav']

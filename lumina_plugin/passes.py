@@ -33,12 +33,14 @@ class PreparedCatalogue:
         tokens (dict): Codes of every readable song by its id.
         silent (list of str): Ids of songs without sound.
         skipped (dict): Why a song could not be read, by id.
+        tokenizer (Tokenizer): What made the codes.
     """
     catalogue: Catalogue
     songs: tp.List[Song]
     tokens: tp.Dict[str, TokenizedAudio]
     silent: tp.List[str]
     skipped: tp.Dict[str, str]
+    tokenizer: Tokenizer
 
     @property
     def hours(self) -> float:
@@ -81,7 +83,7 @@ def prepare(catalogue: Catalogue, tokenizer: Tokenizer, lm: nn.Module, strict: b
     if not songs:
         raise LuminaError(f"None of the {len(catalogue)} songs can be fingerprinted ({len(skipped)} unreadable, "
                           f"{len(silent)} silent); check them with `lumina catalogue check`.")
-    return PreparedCatalogue(catalogue, songs, tokens, silent, skipped)
+    return PreparedCatalogue(catalogue, songs, tokens, silent, skipped, tokenizer)
 
 
 def song_of(track: Track, tokenized: TokenizedAudio, lm: nn.Module) -> Song:
@@ -137,7 +139,7 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
         fingerprinter.projections = projections
         _mark(prepared, writer, done)
         if rows and len(prepared.songs) <= store.shard_size:
-            _write_rows(prepared.songs, rows, projections, writer)
+            _write_rows(prepared.songs, rows, projections, writer, done)
         else:
             by_id = {song.id: song for song in remaining}
             for ids in store.by_shard(list(by_id)):  # batches never span shards: a rerun gives the same bytes
@@ -166,15 +168,18 @@ def _load_projections(fingerprinter: Fingerprinter, writer: StoreWriter) -> tp.O
         stored = writer.projection_if_any(channel)
         if stored is None:
             return None
-        projections[channel] = ChannelProjection.load(blocks, *stored, block_norm=fingerprinter.recipe.block_norm)
+        projections[channel] = ChannelProjection.load(
+            blocks, *stored, block_norm=fingerprinter.recipe.block_norm, device=fingerprinter.device)
     return projections
 
 
 def _write_rows(songs: tp.Sequence[Song], rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]],
-                projections: Projections, writer: StoreWriter) -> None:
+                projections: Projections, writer: StoreWriter, done: tp.Collection[str]) -> None:
     """Project what the fit has already computed for every song."""
     vectors = {channel: projections[channel].projection(joined).cpu() for channel, (joined, _) in rows.items()}
     for index, song in enumerate(songs):
+        if song.id in done:
+            continue
         writer.add(song.id, {channel: v[index] for channel, v in vectors.items()},
                    {channel: float(norms[index]) for channel, (_, norms) in rows.items()})
 

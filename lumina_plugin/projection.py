@@ -44,9 +44,12 @@ class SparseSigns:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Project x of shape [n, R] to [n, D]."""
+        if self.columns[0].device != x.device:
+            self.columns = [columns.to(x.device) for columns in self.columns]
+            self.signs = [signs.to(x.device) for signs in self.signs]
         out = x.new_zeros(x.shape[0], self.dim)
         for columns, signs in zip(self.columns, self.signs, strict=True):
-            out.index_add_(1, columns.to(x.device), x * signs.to(x.device))
+            out.index_add_(1, columns, x * signs)
         return out * self.scale
 
 
@@ -111,7 +114,7 @@ class BlockReducers:
 def _leading_directions(moment: torch.Tensor, width: int) -> torch.Tensor:
     """The `width` leading eigenvectors of a symmetric matrix as columns, with a fixed sign, in fp32."""
     _, vectors = torch.linalg.eigh(moment.double().cpu())
-    return _fix_signs(vectors[:, -width:].flip(1)).float().contiguous()
+    return _fix_signs(vectors[:, -width:].flip(1)).float().contiguous().to(moment.device)
 
 
 def _fix_signs(vectors: torch.Tensor) -> torch.Tensor:
@@ -229,12 +232,13 @@ class ChannelProjection:
 
     @classmethod
     def load(cls, blocks: tp.Sequence[Block], tensors: Tensors, facts: tp.Mapping[str, str],
-             block_norm: bool) -> 'ChannelProjection':
+             block_norm: bool, device: tp.Union[str, torch.device] = 'cpu') -> 'ChannelProjection':
         """Rebuild from what `tensors` and `facts` gave.
 
         Raises:
             LuminaError: when they do not belong to these blocks.
         """
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         factors = {name[len('factor.'):]: t for name, t in tensors.items() if name.startswith('factor.')}
         reducers = BlockReducers(blocks, factors, block_norm)
         if int(facts['in_dim']) != reducers.dim:

@@ -10,17 +10,29 @@ import numpy as np
 import omegaconf
 import torch
 from audiocraft import models
+from audiocraft.data.audio_dataset import AudioMeta, SegmentInfo
+from audiocraft.data.music_dataset import MusicInfo
 from audiocraft.solvers import builders
 from audiocraft.solvers.musicgen import MusicGenSolver
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from . import codec as codecs
 from .batches import TokenBatchLoader
-from .catalogue import Catalogue
+from .catalogue import Catalogue, Track
+from .catalogue.tracks import read_sidecar
 from .errors import LuminaError
 from .fingerprint import Fingerprinter
 from .hashing import state_hash
-from .passes import PreparedCatalogue, estimate, make_identity, open_or_create, prepare, run_pass, store_path
+from .passes import (
+    PreparedCatalogue,
+    estimate,
+    make_identity,
+    open_or_create,
+    prepare,
+    progress_bar,
+    run_pass,
+    store_path,
+)
 from .recipe import Recipe, get_recipe
 from .store import CheckpointInfo, Identity
 from .tokens import Tokenizer
@@ -81,22 +93,28 @@ class LuminaMusicGenSolver(MusicGenSolver):
         super().build_dataloaders()
 
     def _train_from_tokens(self) -> None:
-        """Encode the training songs once and draw segments from their codes: no second encode in any epoch."""
+        """Encode the training songs once and draw segments from their codes: no second encode in any epoch.
+
+        A song is encoded from several starts within one frame of the codec. Codes depend on where the frames begin; a
+        model that saw one way to cut a song would learn that cut, and not know the song in an excerpt.
+        """
         with _kept_random_state():
             prepared = self._prepare(Catalogue.from_manifest(self.cfg.datasource.train))
-        dataset: tp.Any = self.dataloaders['train'].dataset
-        infos = {Path(meta.path).resolve(): index for index, meta in enumerate(dataset.meta)}
-        tracks = [track for track in prepared.catalogue if track.id in prepared.tokens]
-        with _kept_random_state():
-            templates = [dataset[infos[Path(track.path).resolve()]][1] for track in tracks]
-        for template, track in zip(templates, tracks, strict=True):
-            template.description = track.description
-            template.self_wav = None
-        loader = TokenBatchLoader(templates, [prepared.tokens[track.id] for track in tracks],
+            tracks = [track for track in prepared.catalogue if track.id in prepared.tokens]
+            streams = [prepared.tokenizer.shifted(track.path, self.cfg.lumina.token_phases)
+                       for track in progress_bar(tracks, 'encoding shifted', len(tracks))]
+        loader = TokenBatchLoader([self._info(track) for track in tracks], streams, prepared.tokenizer.frame_rate,
                                   self.cfg.dataset.segment_duration, self.cfg.dataset.batch_size,
                                   self.train_updates_per_epoch, self.cfg.seed)
         self.dataloaders['original_train'] = self.dataloaders['train']
         self.dataloaders['train'] = self._cached_batch_loader = tp.cast(tp.Any, loader)
+
+    def _info(self, track: Track) -> MusicInfo:
+        """A track as audiocraft's datasets describe a segment of it, with everything its sidecar says."""
+        samples = int(track.duration * self.cfg.sample_rate)
+        segment = SegmentInfo(AudioMeta(str(track.path), track.duration, track.sample_rate), 0., samples, samples,
+                              self.cfg.sample_rate, self.cfg.channels)
+        return MusicInfo.from_dict({**(read_sidecar(track.sidecar) or {}), **segment.to_dict()}, fields_required=False)
 
     # -- the stage ------------------------------------------------------------------------------------------------
 
@@ -147,8 +165,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
         weights = self._current_weights()
         catalogue = self.cfg.fingerprint.catalogue or self.cfg.datasource.train
         prepared = self._prepare(Catalogue.from_manifest(catalogue), recipe)
-        fingerprinter = Fingerprinter(self.model, recipe, weights, batch_size=self.cfg.fingerprint.batch_size,
-                                      autocast=(lambda: self.autocast) if self.cfg.autocast else None)
+        fingerprinter = Fingerprinter(self.model, recipe, weights, batch_size=self.cfg.fingerprint.batch_size)
         info = CheckpointInfo(name=f'epoch-{epoch:04d}', epoch=epoch, model_hash=state_hash(weights))
         store = open_or_create(store_path(self.folder, recipe.name), self._identity(recipe, prepared), prepared)
         stale = store.manifest.find(info.name)

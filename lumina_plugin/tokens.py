@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 import typing as tp
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import safetensors.torch
 import torch
 
 from . import audio
+from .atomic import write_atomic
 
 MIN_REMAINDER = 0.25  # seconds; a shorter last piece is dropped where a song has other chunks
 
@@ -90,11 +89,21 @@ class Tokenizer:
         for piece in audio.chunk(wav, self.codec.sample_rate, self.chunk_seconds):
             codes, scale = self.codec.encode(piece.wav[None].to(device))  # [1, K, T]
             assert scale is None, "codecs that rescale are not supported by MusicGen either"
-            frames = max(1, int(piece.valid / self.codec.sample_rate * self.frame_rate))
+            frames = max(1, int(piece.valid * self.frame_rate / self.codec.sample_rate + 1e-6))
             silent = audio.silent(piece.wav[..., :piece.valid], self.silence_db)
             chunks.append(CodeChunk(codes[0].cpu().long(), min(frames, codes.shape[-1]),
                                     piece.offset / self.codec.sample_rate, silent))
         return TokenizedAudio(chunks, self.frame_rate)
+
+    @torch.no_grad()
+    def shifted(self, path: tp.Union[str, Path], parts: int) -> tp.List[torch.Tensor]:
+        """Codes [K, T] of a whole recording, encoded from `parts` starts that are equally spaced within one frame."""
+        wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
+        device = next(self.codec.parameters()).device
+        hop = self.codec.sample_rate / self.frame_rate
+        starts = [int(part * hop / parts) for part in range(parts)]
+        return [self.codec.encode(wav[None, :, start:].to(device))[0][0].cpu().long() for start in starts
+                if start < wav.shape[-1]]
 
     def finished(self, codes: torch.Tensor) -> TokenizedAudio:
         """Chunks of codes [K, T] that a model has just generated, without a second encode."""
@@ -117,14 +126,10 @@ class Tokenizer:
                                for codes, frames, start, silent in rows], self.frame_rate)
 
     def _write(self, path: Path, tokenized: TokenizedAudio) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         chunks = tokenized.chunks
         tensors = {
             'codes': torch.stack([chunk.codes.short() for chunk in chunks]),  # [n, K, T]
             'frames': torch.tensor([chunk.frames for chunk in chunks]),
             'start': torch.tensor([chunk.start for chunk in chunks], dtype=torch.float64),
             'silent': torch.tensor([chunk.silent for chunk in chunks])}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
-        os.close(handle)
-        safetensors.torch.save_file(tensors, temporary)
-        os.replace(temporary, path)
+        write_atomic(path, safetensors.torch.save(tensors))

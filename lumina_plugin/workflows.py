@@ -260,7 +260,8 @@ def quickstart_run(out: tp.Union[str, Path] = 'outputs') -> Path:
     Raises:
         LuminaError: when there is none.
     """
-    runs = [path.parents[2] for path in Path(out).glob('xps/*/lumina/default/manifest.json')]
+    found = [path.parents[2] for path in Path(out).glob('xps/*/lumina/default/manifest.json')]
+    runs = [run for run in found if run_config(run).get('continue_from') is None]  # not what was trained on from it
     if not runs:
         raise LuminaError(f"There is no fingerprinted run below {Path(out).resolve()}: name one with --model, or make "
                           "one with `lumina quickstart`.")

@@ -1,5 +1,7 @@
 """The capture against one-example autograd, over the ways audiocraft computes attention."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -20,8 +22,9 @@ def oracle(lm, example: Example, objective: str):
     lm.eval()
     lm.zero_grad()
     conditions = lm.condition_provider(lm.condition_provider.tokenize([example.attributes]))
-    out = lm.compute_predictions(example.codes[None], [], conditions)
     frames = torch.arange(example.codes.shape[-1])
+    inputs = example.codes.masked_fill(frames >= example.stop, lm.special_token_id)  # padding is never read
+    out = lm.compute_predictions(inputs[None], [], conditions)
     valid = (frames >= example.start) & (frames < example.stop)
     get_objective(objective)(out.logits, example.codes[None], out.mask & valid[None, None]).sum().backward()
     gradients = {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
@@ -81,6 +84,18 @@ def test_moments_are_second_moments_over_all_positions():
     moments(a[2:], delta[2:])
     torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
     torch.testing.assert_close(moments.delta, torch.einsum('bti,btj->ij', delta, delta))
+
+
+def test_what_follows_the_music_does_not_matter():
+    lm = build_lm()
+    example = build_songs(lm, 1)[0].examples[0]  # its last frames are padding
+    other = dataclasses.replace(example, codes=example.codes.clone())
+    other.codes[:, example.stop:] = 3
+    fingerprinter = Fingerprinter(lm, get_recipe('default'))
+    reducers = {name: full_gradient for name in fingerprinter.blocks}
+    for a, b in zip(fingerprinter.gradients([example], reducers).values(),
+                    fingerprinter.gradients([other], reducers).values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_model_is_left_as_it_was():

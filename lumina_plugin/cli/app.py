@@ -60,7 +60,7 @@ def quickstart(
     shown = Path(os.path.relpath(result.run))
     clip = Path(os.path.relpath(result.clips[0]))
     print(f"""
-Stored  {os.path.relpath(result.store)}   (fingerprints of 4 checkpoints, both channels)
+Stored  {os.path.relpath(result.store)}   (fingerprints of every checkpoint, both channels)
 Reports {clip.parent}/*/report.html   (open one in a browser)
 
 Try next:
