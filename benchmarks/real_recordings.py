@@ -40,14 +40,14 @@ def row_of(song: str, query: str, report: tp.Any) -> Row:
                {c: r.share for c, r in found.items()})
 
 
-def train(folder: Path, quickstart: Path, out: Path) -> tp.Tuple[Path, Path]:
+def train(folder: Path, quickstart: Path, out: Path, overrides: tp.Sequence[str]) -> tp.Tuple[Path, Path]:
     """`lumina catalogue build` and `dora run solver=lumina/finetune`; returns the manifest's folder and the run's."""
     songs = out / 'recordings'
     base = quickstart.resolve().parents[1]
     subprocess.run([sys.executable, '-m', 'lumina_plugin', 'catalogue', 'build', str(folder), '--out', str(songs)],
                    check=True)
     argv = ['solver=lumina/finetune', f'continue_from=//sig/{quickstart.name}', f'datasource.train={songs.resolve()}',
-            f'datasource.valid={songs.resolve()}']
+            f'datasource.valid={songs.resolve()}', *overrides]
     print('dora run', *argv)
     subprocess.run([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *argv], check=True,
                    env={**os.environ, 'LUMINA_DORA_DIR': str(base)})
@@ -104,15 +104,14 @@ def table(title: str, rows: tp.Sequence[Row]) -> tp.List[str]:
 
 def main(
     folder: Path, run: tp.Optional[Path] = None, out: Path = Path('outputs/real'), seed: int = 0,
-    excerpts_only: bool = False, at_least: int = 0, docs: bool = False,
+    excerpts_only: bool = False, at_least: int = 0, docs: bool = False, override: tp.Optional[tp.List[str]] = None,
 ) -> None:
     """Measure, print, and with --docs write docs/real_recordings.md; --at-least N exits with 1 when a channel
-    finds fewer excerpts."""
+    finds fewer excerpts, --override KEY=VALUE goes to `dora run` (with a label, to keep the other training)."""
     from lumina_plugin.catalogue import Catalogue
-    from lumina_plugin.recipe import get_recipe
     from lumina_plugin.workflows import Studio, quickstart_run
     quickstart = run or quickstart_run()
-    songs, tuned = train(folder, quickstart, out)
+    songs, tuned = train(folder, quickstart, out, override or [])
     catalogue = Catalogue.from_manifest(songs)
     studio = Studio(tuned)
     found = excerpts(studio, catalogue, seed)
@@ -120,7 +119,7 @@ def main(
     if not excerpts_only:
         lines += table('Continuations, prompt frames left out of the query (the default)',
                        continuations(studio, catalogue, seed, out / 'clips'))
-        studio = Studio(tuned, recipe=get_recipe('default', mask_prompt=False))
+        studio = Studio(tuned, recipe=studio.attributor.recipe.model_copy(update={'mask_prompt': False}))
         lines += table('The same continuations, prompt frames included',
                        continuations(studio, catalogue, seed, out / 'clips-unmasked'))
     print('\n'.join(lines))
