@@ -19,7 +19,8 @@ def musicgen():
     from audiocraft.modules.conditioners import ChromaStemConditioner, ConditionFuser, ConditioningProvider
     from demucs import pretrained
     from demucs.htdemucs import HTDemucs
-    small = HTDemucs(['drums', 'bass', 'other', 'vocals'], channels=4, depth=2, t_layers=0, samplerate=16000, segment=1)
+    small = HTDemucs(['drums', 'bass', 'other', 'vocals'], channels=16, dconv_comp=4, depth=2, t_layers=0,
+                     samplerate=16000, segment=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, 'get_model', lambda name: small)
         chroma = ChromaStemConditioner(output_dim=16, sample_rate=16000, n_chroma=12, radix2_exp=9, duration=1.,
