@@ -59,16 +59,20 @@ def quickstart(
         print(render_table(report))
     shown = Path(os.path.relpath(result.run))
     clip = Path(os.path.relpath(result.clips[0]))
+    model = '' if out == Path('outputs') else f' --model {shown}'  # without it, commands look below ./outputs
     print(f"""
 Stored  {os.path.relpath(result.store)}   (fingerprints of every checkpoint, both channels)
 Reports {clip.parent}/*/report.html   (open one in a browser)
 
 Try next:
-  lumina attribute {clip}/audio.wav                        attribute any recording
-  lumina generate --text "slow waltz" --out outputs/mine   generate with attributions attached
-  lumina generate --continue SONG.wav --out outputs/mine   continue a recording
-  lumina fingerprint {shown} --recipe paper                the printed recipe beside the default one
-  lumina demo                                              all of it in a browser""")
+  lumina attribute {clip}/audio.wav{model}
+      attribute any recording
+  lumina generate --text "slow waltz" --out outputs/mine{model}
+      generate with attributions attached (--continue SONG.wav: go on from a recording)
+  lumina fingerprint {shown} --recipe paper
+      the printed recipe beside the default one
+  lumina demo{model}
+      generate and attribute in a browser""")
 
 
 @catalogue_app.command('build')
