@@ -72,7 +72,7 @@ def test_shipped_codec_keeps_the_harmony_of_songs_it_never_saw(shipped, quality)
     from lumina_plugin.embedded import heldout_songs
     songs = [(s.id, s.render().astype(np.float32)) for s in heldout_songs()[:3]]
     result = quality.measure(shipped, songs)
-    assert result['chroma_stft'] > .85  # the goal is meant by this one; chroma_cqt is reported, and lower (docs/codec.md)
+    assert result['chroma_stft'] > .85  # the goal means this one; chroma_cqt is lower (docs/codec.md)
     assert result['mismatched_stft'] < result['chroma_stft'] - .2
     assert min(result['codebook_use']) > .5
 
