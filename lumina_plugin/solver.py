@@ -87,6 +87,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
         if self.cfg.execute_only == 'fingerprint':
             self.dataloaders = {}
             return
+        for split in ('train', 'valid'):
+            Catalogue.from_manifest(self.cfg.datasource[split])  # a missing or empty manifest is told in one sentence
         for split in ('evaluate', 'generate'):  # whoever brings songs of their own should not need four manifests
             if not self.cfg.datasource.get(split) or not Path(self.cfg.datasource[split]).exists():
                 self.cfg.datasource[split] = self.cfg.datasource.valid

@@ -79,6 +79,12 @@ def test_execute_only_without_a_checkpoint_is_bad_input(project):
     assert done.returncode == 2 and 'train it first' in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_an_empty_manifest_is_bad_input(project, tmp_path):
+    (tmp_path / 'data.jsonl').write_text('')
+    done = project.dora(f'datasource.train={tmp_path}', check=False)
+    assert done.returncode == 2 and str(tmp_path) in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_the_paper_recipe_makes_a_store_of_its_own(project):
     from lumina_plugin.workflows import fingerprint_model
     recipe = get_recipe('paper', chunk_seconds=1.)
