@@ -4,8 +4,13 @@ For a linear map `out = a Wᵀ` the gradient of example b is the sum over positi
 gradient at `out`. A `TorchFunctionMode` sees every `F.linear`, also those that use a bare parameter (audiocraft's
 `in_proj_weight`), keeps `a`, and hooks the output to receive δ. Because all weights are passed in detached, autograd
 never computes a weight gradient; the first tapped output starts the graph, so nothing below it is differentiated.
+
+Weights are recognised by where their rows lie in memory, so that a linear over some rows of a tapped weight (cross
+attention) and a tap on some rows of a weight (its keys and values alone) both work.
 """
 
+import bisect
+import inspect
 import typing as tp
 
 import torch
@@ -16,6 +21,10 @@ from .errors import LuminaError
 
 # (input a [B, T, i], output gradient δ [B, T, o]) -> whatever the reducer keeps, with B first, summable over calls
 Reducer = tp.Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# rows of an output that are shared with a tapped weight, their rows in it, and how many it has
+_Part = tp.Tuple[tp.Tuple[int, int], tp.Tuple[int, int], int]
+
+_MHA = inspect.signature(F.multi_head_attention_forward)
 
 
 def full_gradient(a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -60,6 +69,22 @@ class Moments:
         return torch.zeros(1)
 
 
+class _Rows:
+    """The rows of a contiguous matrix as a range of addresses."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.start, self.width = weight.data_ptr(), weight.shape[1] * weight.element_size()
+        self.count = weight.shape[0]
+        self.stop = self.start + self.count * self.width
+
+    def shared_with(self, other: '_Rows') -> tp.Optional[tp.Tuple[int, int]]:
+        """First and last + 1 of our rows that are also rows of `other`."""
+        first, last = max(self.start, other.start), min(self.stop, other.stop)
+        if first >= last or self.width != other.width or (first - self.start) % self.width:
+            return None
+        return (first - self.start) // self.width, (last - self.start) // self.width
+
+
 class GradientCapture(TorchFunctionMode):
     """Context in which a forward and a backward pass yield reduced per-example gradients of the tapped weights.
 
@@ -70,7 +95,8 @@ class GradientCapture(TorchFunctionMode):
         gradients = capture.collect()  # {'linears.0.weight': [B, o, i]}
 
     Args:
-        weights (mapping): The very tensors that the model multiplies with, by block name, requiring no gradient.
+        weights (mapping): The very tensors that the model multiplies with, or some of their rows, by block name;
+            contiguous, not overlapping, requiring no gradient.
         reducers (mapping): One `Reducer` for each of them.
         from_embeddings (bool): Start the graph at the embeddings. Needed where layers are checkpointed: what torch
             recomputes in the backward pass runs outside of this mode, and must find the same graph as before.
@@ -80,30 +106,71 @@ class GradientCapture(TorchFunctionMode):
                  from_embeddings: bool = False):
         super().__init__()
         self._from_embeddings = from_embeddings
-        self._by_storage = {(w.data_ptr(), w.shape): name for name, w in weights.items()}
+        self._taps = sorted(((_Rows(weight), name) for name, weight in weights.items()), key=lambda tap: tap[0].start)
+        self._starts = [rows.start for rows, _ in self._taps]
         self._reducers = reducers
         self._names = list(weights)
         self._gradients: tp.Dict[str, torch.Tensor] = {}
 
     def __torch_function__(self, func: tp.Any, types: tp.Any, args: tp.Any = (), kwargs: tp.Any = None) -> tp.Any:
-        out = func(*args, **(kwargs or {}))
-        if not torch.is_grad_enabled():
-            return out
-        if func is F.embedding and self._from_embeddings and not out.requires_grad:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward and torch.is_grad_enabled():
+            bound = _MHA.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return self._attention(**bound.arguments)
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func is F.embedding and self._from_embeddings and torch.is_grad_enabled() and not out.requires_grad:
             return out.requires_grad_()
-        if func is not F.linear:
-            return out
-        inputs, weight = (*args, *(kwargs or {}).values())[:2]
-        name = self._by_storage.get((weight.data_ptr(), weight.shape))
-        if name is None:
-            return out
-        if not out.requires_grad:
-            out.requires_grad_()  # nothing below needs a gradient: the graph starts here
-        out.register_hook(self._receive(name, inputs.detach()))
         return out
 
-    def _receive(self, name: str, inputs: torch.Tensor) -> tp.Callable[[torch.Tensor], None]:
+    def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: tp.Optional[torch.Tensor] = None
+                ) -> torch.Tensor:
+        """`F.linear`, remembered where its weight shares rows with a tapped one."""
+        out = F.linear(input, weight, bias)
+        if not torch.is_grad_enabled() or not weight.is_contiguous():
+            return out
+        rows = _Rows(weight)
+        index = bisect.bisect_left(self._starts, rows.stop)
+        while index and self._taps[index - 1][0].stop > rows.start:
+            index -= 1
+            tapped, name = self._taps[index]
+            place, taken = tapped.shared_with(rows), rows.shared_with(tapped)
+            if place is None or taken is None:
+                continue
+            if not out.requires_grad:
+                out.requires_grad_()  # nothing below needs a gradient: the graph starts here
+            whole = place == (0, tapped.count) and taken == (0, rows.count)
+            out.register_hook(self._receive(name, input.detach(), None if whole else (taken, place, tapped.count)))
+        return out
+
+    def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int,
+                   in_proj_weight: torch.Tensor, in_proj_bias: tp.Optional[torch.Tensor],
+                   out_proj_weight: torch.Tensor, out_proj_bias: tp.Optional[torch.Tensor],
+                   attn_mask: tp.Optional[torch.Tensor], **rest: tp.Any) -> tp.Tuple[torch.Tensor, None]:
+        """`F.multi_head_attention_forward` on [T, B, d], spelt out: torch's own projections are hidden from any mode.
+
+        Covers what audiocraft's plain `nn.MultiheadAttention` path asks of it, in evaluation mode.
+        """
+        asked = [name for name in ('bias_k', 'bias_v', 'add_zero_attn', 'key_padding_mask', 'need_weights',
+                                   'use_separate_proj_weight', 'static_k', 'static_v', 'is_causal')
+                 if rest.get(name) is not None and rest[name] is not False]
+        if asked or (rest['training'] and rest['dropout_p'] > 0):
+            raise LuminaError(f"Attention that uses {asked[0] if asked else 'dropout'} of nn.MultiheadAttention cannot "
+                              "be captured; build the model with transformer_lm.custom=true.")
+        biases = in_proj_bias.chunk(3) if in_proj_bias is not None else (None,) * 3
+        q, k, v = (self._linear(x.transpose(0, 1), w, b).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, H, T, d]
+                   for x, w, b in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # [B, T, d]
+        return self._linear(out, out_proj_weight, out_proj_bias).transpose(0, 1), None
+
+    def _receive(self, name: str, inputs: torch.Tensor, part: tp.Optional[_Part]
+                 ) -> tp.Callable[[torch.Tensor], None]:
         def hook(delta: torch.Tensor) -> None:
+            if part is not None:  # put the shared rows where they belong in the tapped weight, zeros elsewhere
+                (first, last), (place, end), count = part
+                delta = F.pad(delta[..., first:last], (place, count - end))
             reduced = self._reducers[name](inputs, delta)
             seen = self._gradients.get(name)
             self._gradients[name] = reduced if seen is None else seen + reduced
@@ -118,7 +185,7 @@ class GradientCapture(TorchFunctionMode):
         missing = [name for name in self._names if name not in self._gradients]
         if missing:
             raise LuminaError(f"No gradient reached {missing[0]} ({len(missing)} of {len(self._names)} weights): the "
-                              "model does not apply it through torch.nn.functional.linear; build the model with "
-                              "transformer_lm.custom=true or transformer_lm.memory_efficient=true.")
+                              "model takes no part of it in this pass, or does not apply it through "
+                              "torch.nn.functional.linear; leave its layer group out of the recipe's channels.")
         gradients, self._gradients = self._gradients, {}
         return gradients

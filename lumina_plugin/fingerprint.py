@@ -125,7 +125,7 @@ class Fingerprinter:
         # what follows the music is never read, as in training with `tokens.padding_with_special_token`
         after = torch.stack([frames >= e.stop for e in examples])[:, None].expand_as(codes)  # [B, K, T]
         inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
-        weights = {name: self._state[f'lm.{name}'] for name in self.blocks}
+        weights = {name: block.of(self._state, 'lm.') for name, block in self.blocks.items()}
         checkpointing = getattr(getattr(self.lm, 'transformer', None), 'checkpointing', 'none')
         capture = GradientCapture(weights, reducers, from_embeddings=checkpointing != 'none')
         with _undisturbed(self.lm), torch.enable_grad(), capture:

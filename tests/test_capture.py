@@ -35,13 +35,12 @@ def oracle(lm, example: Example, objective: str):
 @pytest.mark.parametrize('batch', [1, 3, 8])
 @pytest.mark.parametrize('options', [
     dict(memory_efficient=True), dict(custom=True, memory_efficient=False), dict(checkpointing='torch'),
-    dict(n_q=8), dict(fuse='cross'), dict(positional_embedding='rope'),
+    dict(n_q=8), dict(fuse='cross'), dict(positional_embedding='rope'), dict(custom=False, memory_efficient=False),
+    dict(fuse='cross', custom=False, memory_efficient=False, bias_attn=True),
 ], ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()))
 def test_batched_capture_equals_autograd(options, batch):
     lm = build_lm(**options)
     channels = {**EVERYTHING, **({'X': ['cross_attention']} if options.get('fuse') == 'cross' else {})}
-    if options.get('fuse') == 'cross':
-        channels['X'] = [r'transformer\.layers\.\d+\.cross_attention\.out_proj\.weight']
     recipe = get_recipe('default', channels=channels, objective='margin' if batch == 3 else 'cross_entropy')
     examples = [example for song in build_songs(lm, 6) for example in song.examples][:batch]
     fingerprinter = Fingerprinter(lm, recipe)
@@ -137,10 +136,26 @@ def test_channels_resolve_to_the_papers_sources():
         resolve_blocks(lm, ['nothing'])
 
 
-def test_cross_attention_input_weights_are_refused_clearly():
-    """audiocraft multiplies with slices of them; until those are tapped the error must say so, not lose gradients."""
-    lm = build_lm(fuse='cross')
-    fingerprinter = Fingerprinter(lm, get_recipe('default', channels={'X': ['cross_attention']}))
-    examples = build_songs(lm, 1)[0].examples
-    with pytest.raises(LuminaError, match='in_proj_weight'):
-        fingerprinter.gradients(examples, {name: full_gradient for name in fingerprinter.blocks})
+@pytest.mark.parametrize('plain', [False, True])
+def test_keys_and_values_of_cross_attention_alone(plain):
+    lm = build_lm(fuse='cross', memory_efficient=not plain)
+    channels = {'X': ['cross_attention_key_value']}
+    fingerprinter = Fingerprinter(lm, get_recipe('default', channels=channels))
+    example = build_songs(lm, 1)[0].examples[0]
+    captured = fingerprinter.gradients([example], {name: full_gradient for name in fingerprinter.blocks})
+    expected = oracle(lm, example, 'margin')
+    assert len(captured) == 2
+    for block in fingerprinter.channels['X']:
+        rows = expected[block.parameter][16:]  # dim 16: after the queries' rows
+        assert captured[block.name].shape == (1, 32, 16)
+        torch.testing.assert_close(captured[block.name][0], rows, rtol=1e-4, atol=1e-7)
+    with pytest.raises(LuminaError, match='a part of it'):
+        resolve_blocks(lm, ['cross_attention', 'cross_attention_key_value'])
+
+
+def test_attention_that_cannot_be_captured_is_refused():
+    attention = torch.nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True)
+    x = torch.randn(1, 3, 8)
+    with GradientCapture({'w': attention.in_proj_weight.detach()}, {'w': full_gradient}):
+        with pytest.raises(LuminaError, match='bias_k'):
+            attention(x, x, x, need_weights=False)

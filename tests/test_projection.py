@@ -84,7 +84,7 @@ def test_fit_is_deterministic():
 
 
 def test_channel_projection_survives_a_round_trip():
-    block = Block('w', 6, 5)
+    block = Block('w', 6, 5, 'w')
     factors = {'w.in': torch.linalg.qr(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))[0]}
     gradients = {'w': torch.randn(20, 6, 3, generator=torch.Generator().manual_seed(1))}
     reducers = BlockReducers([block], factors, block_norm=True)
@@ -96,7 +96,7 @@ def test_channel_projection_survives_a_round_trip():
 
 
 def test_block_norm_makes_blocks_count_the_same():
-    blocks = [Block('a', 2, 2), Block('b', 2, 2)]
+    blocks = [Block('a', 2, 2, 'a'), Block('b', 2, 2, 'b')]
     gradients = {'a': torch.randn(3, 2, 2), 'b': 1000 * torch.randn(3, 2, 2)}
     joined, _ = BlockReducers(blocks, {}, block_norm=True).join(gradients)
     torch.testing.assert_close(joined[:, :4].norm(dim=1), joined[:, 4:].norm(dim=1))
@@ -110,6 +110,6 @@ def test_zero_rows_stay_zero():
 
 def test_projection_of_another_model_is_refused():
     from lumina_plugin.errors import LuminaError
-    projection = ChannelProjection(BlockReducers([Block('w', 4, 4)], {}, False), RandomProjection(16, 8, 0))
+    projection = ChannelProjection(BlockReducers([Block('w', 4, 4, 'w')], {}, False), RandomProjection(16, 8, 0))
     with pytest.raises(LuminaError, match='fingerprint again'):
-        ChannelProjection.load([Block('w', 4, 5)], projection.tensors(), projection.facts(), False)
+        ChannelProjection.load([Block('w', 4, 5, 'w')], projection.tensors(), projection.facts(), False)
