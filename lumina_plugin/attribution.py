@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import __version__, audio, statistics
-from .conditions import attributes_for
+from .conditions import attributes_at, attributes_for
 from .errors import LuminaError
 from .fingerprint import Example, Fingerprinter, Projections
 from .hashing import codes_hash, model_config_hash, state_hash
@@ -90,7 +90,7 @@ class Attributor:
                               "`lumina fingerprint` or `dora run ... execute_only=fingerprint`.")
         self.checkpoints = complete[-1:] if self.recipe.checkpoints == 'last' else complete
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
-        self._fingerprinters = functools.lru_cache(maxsize=8)(self._fingerprinter)
+        self._fingerprinters = functools.lru_cache(maxsize=self._copies_that_fit())(self._fingerprinter)
         self._channels = {channel: self._load_channel(channel) for channel in self.store.channels}
 
     # -- entry points ---------------------------------------------------------------------------------------------
@@ -151,7 +151,9 @@ class Attributor:
 
     def _example(self, chunk: CodeChunk, masked: float, attributes: tp.Any) -> tp.Optional[Example]:
         first = min(max(round((masked - chunk.start) * self.tokenizer.frame_rate), 0), chunk.frames)
-        return None if chunk.silent or first >= chunk.frames else Example(chunk.codes, first, chunk.frames, attributes)
+        if chunk.silent or first >= chunk.frames:
+            return None
+        return Example(chunk.codes, first, chunk.frames, attributes_at(attributes, chunk.start))
 
     def _fingerprints(self, examples: tp.List[Example]
                       ) -> tp.Tuple[tp.Dict[str, tp.List[np.ndarray]], tp.Dict[str, tp.List[np.ndarray]]]:
@@ -257,6 +259,14 @@ class Attributor:
         if self.recipe.gate.noise_floor == 'theory':
             return _Channel(ids, songs, statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
         return _Channel(ids, songs, statistics.measured_noise_floor(songs), 'measured')
+
+    def _copies_that_fit(self) -> int:
+        """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""
+        device = next(self.lm.parameters()).device
+        if device.type != 'cuda':
+            return len(self.checkpoints)
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, int(free / 2 / (4 * sum(p.numel() for p in self.lm.parameters()))))
 
     def _fingerprinter(self, name: str) -> Fingerprinter:
         """The model with the weights and projections of one checkpoint."""

@@ -1,5 +1,6 @@
 """Conditions for teacher forcing: a song's own text, a generation's own attributes, nothing for an uploaded file."""
 
+import copy
 import typing as tp
 
 import torch
@@ -22,3 +23,21 @@ def attributes_for(lm: nn.Module, description: tp.Optional[str] = None) -> tp.An
                                             sample_rate=[getattr(provider.conditioners[name], 'sample_rate', 0)],
                                             path=[None])
     return attributes
+
+
+def attributes_at(attributes: tp.Any, seconds: float) -> tp.Any:
+    """The same conditions for a chunk that begins `seconds` into a generation.
+
+    A melody goes on from there, and from its beginning again where it has ended, as MusicGen itself moves it along when
+    it generates more than it can at once.
+    """
+    if seconds <= 0 or not any(condition.wav.shape[-1] > 1 for condition in attributes.wav.values()):
+        return attributes
+    moved = copy.copy(attributes)
+    moved.wav = {}
+    for name, condition in attributes.wav.items():
+        length = int(condition.length[0])  # beyond it there is padding
+        shift = int(seconds * (condition.sample_rate[0] or 0))
+        wav = condition.wav[..., :length]
+        moved.wav[name] = condition._replace(wav=wav.roll(-(shift % length), dims=-1)) if length > 1 else condition
+    return moved

@@ -176,7 +176,7 @@ class Fingerprinter:
             return self.projections, {}
         reducers = self._fit_reducers(songs, progress)
         total = sum(r.dim for r in reducers.values())
-        sample = spread(songs, min(config.fit_songs, max(2, FIT_BYTES // (4 * total))))
+        sample = spread(songs, self._fit_songs(total))
         joined: tp.Dict[str, tp.List[tp.Tuple[torch.Tensor, torch.Tensor]]] = {channel: [] for channel in reducers}
         passes = self.song_gradients(sample, _union(reducers))
         for _, gradients in progress(passes, 'song gradients', len(sample)):
@@ -189,6 +189,26 @@ class Fingerprinter:
             for channel, (r, _) in rows.items()}
         self.projections = {c: ChannelProjection(reducers[c], projections[c]) for c in reducers}
         return self.projections, rows if len(sample) == len(songs) else {}
+
+    def _fit_songs(self, joined_dim: int) -> int:
+        """How many songs' joined gradients a fit may hold at once."""
+        return min(self.recipe.projection.fit_songs, max(2, FIT_BYTES // (4 * joined_dim)))
+
+    def fit_bytes(self, songs: int) -> tp.Tuple[int, int]:
+        """What `fit` will need for so many songs: bytes of the projections that it makes, and of the gradients that it
+        looks at, twice because they are centred."""
+        config = self.recipe.projection
+        if config.kind == 'random':
+            return 0, 0
+        kept = {channel: [(min(b.out_features, config.block_width or b.out_features),
+                           min(b.in_features, config.block_width or b.in_features), b) for b in blocks]
+                for channel, blocks in self.channels.items()}
+        factors = sum(rows * b.out_features + columns * b.in_features
+                      for blocks in kept.values() for rows, columns, b in blocks)
+        joined = [sum(rows * columns for rows, columns, _ in blocks) for blocks in kept.values()]
+        used = min(songs, self._fit_songs(sum(joined)))
+        rank = min(used - 1, config.dim - config.residual_dim)
+        return 4 * (factors + sum(joined) * (rank + 1)), 2 * 4 * used * sum(joined)
 
     def _fit_reducers(self, songs: tp.Sequence[Song], progress: tp.Callable) -> tp.Dict[str, BlockReducers]:
         width = self.recipe.projection.block_width

@@ -103,10 +103,11 @@ def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:
     recipe = fingerprinter.recipe
     passes = 1.3 if recipe.projection.kind == 'fitted' else 1.0  # the fit looks at some chunks twice
     weights = sum(p.numel() for p in fingerprinter.lm.parameters()) * 4
-    disk = len(prepared.songs) * len(recipe.channels) * recipe.projection.dim * 4 + weights
+    vectors = len(prepared.songs) * len(recipe.channels) * recipe.projection.dim * 4
+    projections, rows = fingerprinter.fit_bytes(len(prepared.songs))
     return (f"{len(prepared.songs)} songs, {prepared.hours:.2f} h, {len(chunks)} chunks: about "
-            f"{seconds * passes:.0f} s per checkpoint, {disk / 2 ** 20:.0f} MiB on disk plus the projection, at most "
-            f"{min(len(prepared.songs), recipe.projection.fit_songs)} songs' gradients in memory")
+            f"{seconds * passes:.0f} s per checkpoint, {(vectors + weights + projections) / 2 ** 20:.0f} MiB on disk, "
+            f"{(weights + rows + projections) / 2 ** 20:.0f} MiB of memory beyond the model's own")
 
 
 def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: FingerprintStore,

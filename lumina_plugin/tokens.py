@@ -2,14 +2,18 @@
 
 import dataclasses
 import hashlib
+import logging
 import typing as tp
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from . import audio
 from .atomic import write_atomic
+
+logger = logging.getLogger(__name__)
 
 MIN_REMAINDER = 0.25  # seconds; a shorter last piece is dropped where a song has other chunks
 
@@ -76,7 +80,10 @@ class Tokenizer:
             return self.audio(audio.load_audio(path, self.codec.sample_rate, self.codec.channels))
         cached = self.cache / f'{self._key(sha256 or audio.file_sha256(path))}.safetensors'
         if cached.exists():
-            return self._read(cached)
+            try:
+                return self._read(cached)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                logger.warning("The remembered codes of %s are damaged (%s); encoding it again.", path, error)
         tokenized = self.audio(audio.load_audio(path, self.codec.sample_rate, self.codec.channels))
         self._write(cached, tokenized)
         return tokenized

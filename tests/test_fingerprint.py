@@ -95,3 +95,16 @@ def test_fingerprints_before_a_fit_say_what_to_do():
 
 def test_spread_takes_equal_steps():
     assert spread(list(range(10)), 3) == [1, 5, 8] and spread([1, 2], 5) == [1, 2]
+
+
+@pytest.mark.parametrize('width', [None, 6])
+def test_the_bytes_said_before_a_pass_are_those_of_the_fit(width):
+    lm = build_lm()
+    fingerprinter = Fingerprinter(lm, get_recipe('default', projection={**SMALL, 'block_width': width}))
+    said, rows_said = fingerprinter.fit_bytes(6)
+    projections, rows = fingerprinter.fit(build_songs(lm, 6))
+    sizes = [t.numel() * 4 for projection in projections.values() for t in projection.tensors().values()]
+    assert said >= sum(sizes)  # a side that is no wider than block_width has no factor
+    assert said <= 1.2 * sum(sizes) + 4 * sum(b.out_features ** 2 + b.in_features ** 2
+                                              for b in fingerprinter.blocks.values())
+    assert rows_said == 2 * sum(joined.numel() * 4 for joined, _ in rows.values())

@@ -83,6 +83,20 @@ def test_the_melody_changes_the_gradient(musicgen):
     assert torch.dot(plain['P'], melodic['P']) < 0.999
 
 
+def test_a_later_chunk_goes_on_in_the_melody():
+    """As MusicGen moves a melody along: from where the chunk begins, and from its start again after its end."""
+    from audiocraft.modules.conditioners import WavCondition
+
+    from lumina_plugin.conditions import attributes_at
+    attributes = build_songs(build_lm(), 1)[0].examples[0].attributes
+    assert attributes_at(attributes, 10.) is attributes
+    wav = torch.arange(50.)[None, None]
+    attributes.wav['self_wav'] = WavCondition(torch.nn.functional.pad(wav, (0, 14)), torch.tensor([50]), [10], [None])
+    moved = attributes_at(attributes, 7.)
+    assert torch.equal(moved.wav['self_wav'].wav[0, 0], (torch.arange(50) + 70) % 50 + 0.)
+    assert attributes.wav['self_wav'].wav.shape[-1] == 64 and attributes_at(attributes, 0.) is attributes
+
+
 def test_a_model_without_melody_says_so_itself():
     lm = build_lm()
     assert 'self_wav' not in build_songs(lm, 1)[0].examples[0].attributes.wav

@@ -70,3 +70,16 @@ def test_the_cache_knows_content_codec_and_chunking(codec, tmp_path, monkeypatch
         assert len(list((tmp_path / 'codes').iterdir())) == before + 1
     save_audio(path, noise(0.7), 16000)
     assert len(tokenizer.file(path).chunks) == 1
+
+
+def test_damaged_codes_are_made_again(codec, tmp_path, caplog):
+    path = tmp_path / 'song.wav'
+    save_audio(path, noise(1.5), 16000)
+    tokenizer = Tokenizer(codec, codec_hash(codec), chunk_seconds=1., cache=tmp_path / 'codes')
+    first = tokenizer.file(path)
+    remembered, = (tmp_path / 'codes').iterdir()
+    for damage in (b'', b'\0' * 40, remembered.read_bytes()[:-20]):
+        remembered.write_bytes(damage)
+        assert torch.equal(tokenizer.file(path).codes, first.codes)
+        assert 'damaged' in caplog.text
+        assert len(tokenizer.file(path).chunks) == 2
