@@ -103,13 +103,13 @@ class Attributor:
             LuminaError: when it cannot be read or holds nothing but silence.
         """
         begun = time.perf_counter()
-        tokenized = self.tokenizer.file(path)
+        phases = self.tokenizer.phases(path, self.recipe.query_phases)
         facts = facts or QueryFacts(id=Path(path).stem, kind='file', audio_file=Path(path).name)
         facts = dataclasses.replace(facts, sha256=facts.sha256 or audio.file_sha256(path))
-        if tokenized.silent:
+        if phases[0].silent:
             raise LuminaError(f"{path} is silent throughout (below {self.recipe.silence_db:g} dBFS): there is nothing "
                               "to attribute; pass a recording with sound.")
-        return self._report(tokenized, attributes_for(self.lm), facts, {'encode': time.perf_counter() - begun})
+        return self._report(phases, attributes_for(self.lm), facts, {'encode': time.perf_counter() - begun})
 
     def attribute_codes(self, codes: torch.Tensor, attributes: tp.Any = None,
                         facts: QueryFacts = QueryFacts()) -> schema.AttributionReport:
@@ -121,26 +121,31 @@ class Attributor:
             facts (QueryFacts): Whence it came; `prompt_seconds` are left out where the recipe says so.
         """
         attributes = attributes_for(self.lm) if attributes is None else attributes
-        return self._report(self.tokenizer.finished(codes), attributes, facts, {})
+        return self._report([self.tokenizer.finished(codes)], attributes, facts, {})
 
     # -- the route ------------------------------------------------------------------------------------------------
 
-    def _report(self, tokenized: TokenizedAudio, attributes: tp.Any, facts: QueryFacts,
+    def _report(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, facts: QueryFacts,
                 timings: tp.Dict[str, float]) -> schema.AttributionReport:
+        """Score chunks that one or several encodings stand for; the first says how the query is cut."""
+        tokenized = phases[0]
         masked = facts.prompt_seconds if self.recipe.mask_prompt else 0.
         chunks = [(chunk, self._example(chunk, masked, attributes)) for chunk in tokenized.chunks]
-        heard = [(index, example) for index, (_, example) in enumerate(chunks) if example is not None]
+        heard = [index for index, (_, example) in enumerate(chunks) if example is not None]
         if not heard:
             raise LuminaError(f"Nothing of {facts.id} is left to attribute: its prompt covers all of it; generate more "
                               "than the prompt or set recipe key mask_prompt to false.")
+        again = [(part, self._example(phase.chunks[index], masked, attributes)) for phase in phases
+                 for part, index in enumerate(heard) if index < len(phase.chunks)]
+        encoded = [(part, example) for part, example in again if example is not None]
         begun = time.perf_counter()
-        whole, parts = self._fingerprints([example for _, example in heard])
+        whole, parts = self._fingerprints([example for _, example in encoded], [part for part, _ in encoded])
         timings = {**timings, 'fingerprint': time.perf_counter() - begun}
         begun = time.perf_counter()
         channels = {}
         for channel, loaded in self._channels.items():
             values = self._statistics(loaded, whole[channel])
-            segments = self._segments(loaded, chunks, [index for index, _ in heard], parts[channel], masked)
+            segments = self._segments(loaded, chunks, heard, parts[channel], masked)
             tracks = [self.store.track(track_id) for track_id in loaded.ids]
             channels[channel] = schema.ChannelReport.from_statistics(
                 values, tracks, self.recipe.scoring.method, loaded.how, segments)
@@ -155,13 +160,13 @@ class Attributor:
             return None
         return Example(chunk.codes, first, chunk.frames, attributes_at(attributes, chunk.start))
 
-    def _fingerprints(self, examples: tp.List[Example]
+    def _fingerprints(self, examples: tp.List[Example], of_part: tp.List[int]
                       ) -> tp.Tuple[tp.Dict[str, tp.List[np.ndarray]], tp.Dict[str, tp.List[np.ndarray]]]:
-        """Per channel and checkpoint, the query's fingerprint [D] and its chunks' [n, D]."""
+        """Per channel and checkpoint, the query's fingerprint [D] and its parts' [n, D]."""
         whole: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
         parts: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
         for checkpoint in self.checkpoints:
-            vectors, rows = self._fingerprinters(checkpoint.name).query(examples)
+            vectors, rows = self._fingerprinters(checkpoint.name).query(examples, of_part)
             for channel in self._channels:
                 whole[channel].append(vectors[channel].numpy())
                 parts[channel].append(rows[channel].numpy())

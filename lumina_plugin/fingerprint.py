@@ -233,21 +233,30 @@ class Fingerprinter:
             yield song, {c: vector[0].cpu() for c, (vector, _) in done.items()}, \
                 {c: float(norm[0]) for c, (_, norm) in done.items()}
 
-    def query(self, examples: tp.Sequence[Example]) -> tp.Tuple[tp.Dict[str, torch.Tensor], tp.Dict[str, torch.Tensor]]:
-        """Fingerprint of a query and of each of its chunks.
+    def query(self, examples: tp.Sequence[Example], parts: tp.Optional[tp.Sequence[int]] = None
+              ) -> tp.Tuple[tp.Dict[str, torch.Tensor], tp.Dict[str, torch.Tensor]]:
+        """Fingerprint of a query and of each of its parts.
 
+        Args:
+            examples (sequence of Example): n of them.
+            parts (sequence of int, optional): Which part, counted from 0, each example belongs to: a part that several
+                ways of encoding it stand for is their mean. Every example is a part of its own unless said.
         Returns:
             dict: By channel, the query's fingerprint of shape [D].
-            dict: By channel, one fingerprint per example, of shape [n, D].
+            dict: By channel, one fingerprint per part, of shape [parts, D].
         """
         projections = self._ready()
-        parts = [self.gradients(batch, self._reducers()) for batch in _batches(examples, self.batch_size)]
-        gradients = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # [n, o', i']
-        shares = torch.tensor([example.weight for example in examples])
-        shares = (shares / shares.sum()).to(next(iter(gradients.values())))
-        whole = {name: torch.einsum('n,noi->oi', shares, g)[None] for name, g in gradients.items()}
+        batches = [self.gradients(batch, self._reducers()) for batch in _batches(examples, self.batch_size)]
+        gradients = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}  # [n, o', i']
+        index = torch.arange(len(examples)) if parts is None else torch.tensor(parts)
+        weights = torch.tensor([example.weight for example in examples])
+        member = weights * (index == torch.arange(int(index.max()) + 1)[:, None])  # [parts, n]
+        member = (member / member.sum(1, keepdim=True)).to(next(iter(gradients.values())))
+        shares = (weights / weights.sum()).to(member)[None]  # [1, n]
+        whole, each = ({name: torch.einsum('pn,noi->poi', mixed, g) for name, g in gradients.items()}
+                       for mixed in (shares, member))
         return ({channel: projection(whole)[0][0].cpu() for channel, projection in projections.items()},
-                {channel: projection(gradients)[0].cpu() for channel, projection in projections.items()})
+                {channel: projection(each)[0].cpu() for channel, projection in projections.items()})
 
     def _ready(self) -> Projections:
         if self.projections is None:

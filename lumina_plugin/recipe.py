@@ -73,6 +73,9 @@ class Recipe(_Section):
         'all', description="Mean of the scores over all stored checkpoints, or the last one alone.")
     scoring: ScoringConfig = ScoringConfig()
     gate: GateConfig = GateConfig()
+    query_phases: int = pydantic.Field(
+        1, ge=1, le=16, description="A recording that is attributed is encoded from so many starts within one frame of "
+                                    "the codec, and their gradients are averaged.")
     mask_prompt: bool = pydantic.Field(True, description="Leave the frames of a prompt out of a continuation's query.")
 
     @pydantic.model_validator(mode='after')
@@ -123,7 +126,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     # What a feasibility study with retraining ground truth found best: margin gradients with unit-normed blocks,
     # several checkpoints of the training, a projection fitted on the songs, plain cosine.
     'default': dict(
-        name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True,
+        name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True, query_phases=4,
         projection=dict(kind='fitted', dim=512, block_width=64, center=True, residual_dim=64),
         scoring=dict(method='cosine'), gate=dict(noise_floor='measured')),
 }

@@ -107,10 +107,26 @@ class Tokenizer:
         """Codes [K, T] of a whole recording, encoded from `parts` starts that are equally spaced within one frame."""
         wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
         device = next(self.codec.parameters()).device
+        return [self.codec.encode(wav[None, :, start:].to(device))[0][0].cpu().long()
+                for start in self._starts(wav, parts)]
+
+    def phases(self, path: tp.Union[str, Path], parts: int) -> tp.List[TokenizedAudio]:
+        """A recording's chunks as often as `parts` says, each time from a start a little later within one frame.
+
+        The first are those of `file`, without its cache. Where an excerpt was cut is chance, and so is how its frames
+        lie to those of the song it comes from; all of these together depend less on it.
+
+        Raises:
+            LuminaError: when the file cannot be read as audio.
+        """
+        wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
+        return [self.audio(wav[:, start:]) for start in self._starts(wav, parts)]
+
+    def _starts(self, wav: torch.Tensor, parts: int) -> tp.List[int]:
+        """Samples at which a recording [C, T] is cut to begin: equally spaced within one frame, never all of it."""
         hop = self.codec.sample_rate / self.frame_rate
-        starts = [int(part * hop / parts) for part in range(parts)]
-        return [self.codec.encode(wav[None, :, start:].to(device))[0][0].cpu().long() for start in starts
-                if start < wav.shape[-1]]
+        return [start for start in (int(part * hop / parts) for part in range(parts))
+                if start == 0 or start <= wav.shape[-1] - hop]
 
     def finished(self, codes: torch.Tensor) -> TokenizedAudio:
         """Chunks of codes [K, T] that a model has just generated, without a second encode."""

@@ -108,3 +108,21 @@ def test_the_bytes_said_before_a_pass_are_those_of_the_fit(width):
     assert said <= 1.2 * sum(sizes) + 4 * sum(b.out_features ** 2 + b.in_features ** 2
                                               for b in fingerprinter.blocks.values())
     assert rows_said == 2 * sum(joined.numel() * 4 for joined, _ in rows.values())
+
+
+def test_a_part_is_the_mean_of_its_encodings():
+    """Chunks weigh by their valid frames, within a part and in the whole query."""
+    lm = build_lm()
+    songs = build_songs(lm, 6)
+    fingerprinter = Fingerprinter(lm, get_recipe('default', projection=SMALL))
+    projections, _ = fingerprinter.fit(songs)
+    examples = songs[2].examples[:2] + songs[5].examples[:2]
+    whole, parts = fingerprinter.query(examples, [0, 1, 0, 1])
+    gradients = fingerprinter.gradients(examples, fingerprinter._reducers())
+    for part in (0, 1):
+        pair = [examples[part], examples[part + 2]]
+        share = torch.tensor([e.weight for e in pair]) / sum(e.weight for e in pair)
+        mixed = {name: (share[:, None, None] * g[[part, part + 2]]).sum(0)[None] for name, g in gradients.items()}
+        torch.testing.assert_close(parts['P'][part], projections['P'](mixed)[0][0], atol=1e-5, rtol=0)
+    assert parts['P'].shape[0] == 2
+    torch.testing.assert_close(whole['P'], fingerprinter.query(examples)[0]['P'], atol=1e-6, rtol=0)

@@ -83,3 +83,23 @@ def test_damaged_codes_are_made_again(codec, tmp_path, caplog):
         assert torch.equal(tokenizer.file(path).codes, first.codes)
         assert 'damaged' in caplog.text
         assert len(tokenizer.file(path).chunks) == 2
+
+
+def test_phases_begin_within_one_frame(codec, tmp_path):
+    """Four starts a quarter of a frame apart, the first of them the recording as it is."""
+    wav = noise(2.5)
+    path = tmp_path / 'song.wav'
+    save_audio(path, wav, 16000)
+    tokenizer = Tokenizer(codec, 'hash', chunk_seconds=1.)
+    phases = tokenizer.phases(path, 4)  # 320 samples a frame
+    expected = [tokenizer.audio(wav_of(path)[:, start:]) for start in (0, 80, 160, 240)]
+    assert [len(phase.chunks) for phase in phases] == [3] * 4
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(phases, expected, strict=True))
+    assert torch.equal(phases[0].codes, tokenizer.file(path).codes)
+    save_audio(path, noise(0.03), 16000)
+    assert 1 <= len(tokenizer.phases(path, 4)) < 4  # too short to lose most of a frame
+
+
+def wav_of(path):
+    from lumina_plugin.audio import load_audio
+    return load_audio(path, 16000, 1)
