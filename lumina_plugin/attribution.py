@@ -53,6 +53,7 @@ class _Channel:
     """Songs of one channel: ids in order and unit rows [N, D] per checkpoint."""
     ids: tp.List[str]
     songs: tp.List[np.ndarray]
+    noise_mean: float
     noise_floor: float
     how: str
 
@@ -128,20 +129,38 @@ class Attributor:
     def _report(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, facts: QueryFacts,
                 timings: tp.Dict[str, float]) -> schema.AttributionReport:
         """Score chunks that one or several encodings stand for; the first says how the query is cut."""
-        tokenized = phases[0]
-        masked = facts.prompt_seconds if self.recipe.mask_prompt else 0.
-        chunks = [(chunk, self._example(chunk, masked, attributes)) for chunk in tokenized.chunks]
-        heard = [index for index, (_, example) in enumerate(chunks) if example is not None]
-        if not heard:
+        seconds = facts.prompt_seconds
+        channels, timings = self._compare(phases, attributes, seconds if self.recipe.mask_prompt else 0., timings)
+        if not channels:
             raise LuminaError(f"Nothing of {facts.id} is left to attribute: its prompt covers all of it; generate more "
                               "than the prompt or set recipe key mask_prompt to false.")
+        other = None
+        if seconds:  # what the prompt changes is for the reader to see, whichever way the recipe reads it
+            reading, timings = self._compare(phases, attributes, 0. if self.recipe.mask_prompt else seconds, timings)
+            if reading:
+                bare = {name: channel.model_copy(update={'segments': []}) for name, channel in reading.items()}
+                other = schema.OtherReading(prompt_counted=self.recipe.mask_prompt, channels=bare)
+        return schema.AttributionReport(
+            lumina_version=__version__, query=self._query(phases[0], facts), channels=channels, other_reading=other,
+            timings=timings, warnings=self.warnings(), **self._provenance())
+
+    def _compare(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, masked: float,
+                 timings: tp.Dict[str, float]
+                 ) -> tp.Tuple[tp.Dict[str, schema.ChannelReport], tp.Dict[str, float]]:
+        """Every channel's report, with the first `masked` seconds left out; none where nothing is left.
+
+        The seconds that it takes are added to `timings`.
+        """
+        chunks = [(chunk, self._example(chunk, masked, attributes)) for chunk in phases[0].chunks]
+        heard = [index for index, (_, example) in enumerate(chunks) if example is not None]
+        if not heard:
+            return {}, timings
         again = [(part, self._example(phase.chunks[index], masked, attributes)) for phase in phases
                  for part, index in enumerate(heard) if index < len(phase.chunks)]
         encoded = [(part, example) for part, example in again if example is not None]
         begun = time.perf_counter()
         whole, parts = self._fingerprints([example for _, example in encoded], [part for part, _ in encoded])
-        timings = {**timings, 'fingerprint': time.perf_counter() - begun}
-        begun = time.perf_counter()
+        fingerprinted = time.perf_counter()
         channels = {}
         for channel, loaded in self._channels.items():
             values = self._statistics(loaded, whole[channel])
@@ -149,10 +168,8 @@ class Attributor:
             tracks = [self.store.track(track_id) for track_id in loaded.ids]
             channels[channel] = schema.ChannelReport.from_statistics(
                 values, tracks, self.recipe.scoring.method, loaded.how, segments)
-        timings['score'] = time.perf_counter() - begun
-        return schema.AttributionReport(
-            lumina_version=__version__, query=self._query(tokenized, facts), channels=channels, timings=timings,
-            warnings=self.warnings(), **self._provenance())
+        spent = {'fingerprint': fingerprinted - begun, 'score': time.perf_counter() - fingerprinted}
+        return channels, {**timings, **{stage: timings.get(stage, 0.) + took for stage, took in spent.items()}}
 
     def _example(self, chunk: CodeChunk, masked: float, attributes: tp.Any) -> tp.Optional[Example]:
         first = min(max(round((masked - chunk.start) * self.tokenizer.frame_rate), 0), chunk.frames)
@@ -183,7 +200,7 @@ class Attributor:
         method = self.recipe.scoring.method
         scores = cosine if method == 'cosine' else self._scores(loaded, rows, method)[0]
         gate = statistics.Gate(self.recipe.gate.level, self.recipe.gate.tail)
-        return statistics.channel_statistics(cosine, scores, loaded.noise_floor, gate)
+        return statistics.channel_statistics(cosine, scores, loaded.noise_floor, gate, loaded.noise_mean)
 
     def _segments(self, loaded: _Channel, chunks: tp.List[tp.Tuple[CodeChunk, tp.Optional[Example]]],
                   heard: tp.List[int], parts: tp.List[np.ndarray], masked: float) -> tp.List[schema.Segment]:
@@ -262,8 +279,8 @@ class Attributor:
                               "with `execute_only=fingerprint`.")
         songs = [rows.float().numpy() for _, rows in loaded]
         if self.recipe.gate.noise_floor == 'theory':
-            return _Channel(ids, songs, statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
-        return _Channel(ids, songs, statistics.measured_noise_floor(songs), 'measured')
+            return _Channel(ids, songs, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
+        return _Channel(ids, songs, *statistics.measured_noise(songs), 'measured')
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""

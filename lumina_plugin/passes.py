@@ -187,8 +187,8 @@ def _write_rows(songs: tp.Sequence[Song], rows: tp.Dict[str, tp.Tuple[torch.Tens
 
 def _noise(store: FingerprintStore, checkpoint: CheckpointInfo, projections: Projections) -> tp.Dict[str, float]:
     """Per channel, the spread of the cosines between this checkpoint's songs."""
-    return {channel: statistics.measured_noise_floor(
-                store.vectors(checkpoint.name, channel, partial=True)[1].float().numpy())
+    return {channel: statistics.measured_noise(
+                store.vectors(checkpoint.name, channel, partial=True)[1].float().numpy())[1]
             for channel in projections}
 
 

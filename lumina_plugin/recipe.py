@@ -50,7 +50,8 @@ class GateConfig(_Section):
     tail: tp.Literal['two_sided', 'one_sided'] = pydantic.Field(
         'two_sided', description="two_sided: the printed erf(z/√2), 95 % at z = 1.960. one_sided: the paper's ~1.65σ.")
     noise_floor: tp.Literal['theory', 'measured'] = pydantic.Field(
-        'measured', description="theory: 1/√D. measured: the spread of cosines between the store's own songs.")
+        'measured', description="theory: 1/√D about 0. measured: mean and spread of the cosines between the store's "
+                                "own songs.")
 
 
 class Recipe(_Section):
@@ -127,7 +128,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     # several checkpoints of the training, a projection fitted on the songs, plain cosine.
     'default': dict(
         name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True, query_phases=4,
-        projection=dict(kind='fitted', dim=512, block_width=64, center=True, residual_dim=64),
+        projection=dict(kind='fitted', dim=512, block_width=64, center=False, residual_dim=64),
         scoring=dict(method='cosine'), gate=dict(noise_floor='measured')),
 }
 

@@ -24,7 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 MIN_SONGS = 3  # with two songs every STS is +1 or -1: a spread says nothing
 TAILS = ('two_sided', 'one_sided')
 _ROUNDING = 1e-9  # an STS of exactly 1 must not earn money through its last bit
-_ORTHOGONAL = 1e-9  # root mean square cosine below which only rounding is left
+_EQUAL = 1e-9  # spread of cosines below which only rounding is left
 _FLAT = 1e-12  # spread, relative to the largest score, below which all scores count as equal
 
 
@@ -36,26 +36,26 @@ def noise_floor(width: int) -> float:
     return 1.0 / math.sqrt(width)
 
 
-def measured_noise_floor(
+def measured_noise(
     songs: tp.Union[npt.ArrayLike, tp.Sequence[npt.ArrayLike]],
     rank: tp.Optional[int] = None,
     max_songs: int = 4096,
-) -> float:
-    """Root mean square of the cosines between different songs of the store.
+) -> tp.Tuple[float, float]:
+    """Mean and standard deviation of the cosines between different songs of the store: what counts as unremarkable.
 
-    For projections fitted on the songs, where 1/√D does not hold. The deviation is taken about 0, not about the mean,
-    because z = cosine/σ subtracts no mean: a common component in all songs then widens the floor instead of passing as
-    evidence. The vectors that a fitted projection yields are centred, so the two differ by about 1/N.
+    For gradients that are not centred, whose cosines lie about a common value above 0, and for projections fitted on the
+    songs, where 1/√D does not hold.
 
     Args:
-        songs: `[N, D]`, or one such array per checkpoint: then the floor is that of the mean cosine over checkpoints.
+        songs: `[N, D]`, or one such array per checkpoint: then both are those of the mean cosine over checkpoints.
         rank: rank of a fitted projection that keeps nothing outside the songs' own span. A query without any relation
             to the songs still has a root mean square cosine of 1/√rank in there (C checkpoints: 1/√(C·rank)), however
-            different the songs look from each other, so the floor is never put below that. Leave it out where the
+            different the songs look from each other, so σ is never put below that. Leave it out where the
             projection keeps residual directions, which let an unrelated query be far from every song.
         max_songs: above this many songs a fixed random sample of them is used.
     Returns:
-        σ > 0. Without two songs to compare it is 1 (nothing passes a gate); where all songs are orthogonal it is 1/√D.
+        The mean, and σ > 0. Without two songs to compare they are 0 and 1 (nothing passes a gate); where all cosines are
+        the same σ is 1/√D.
     """
     checkpoints = _checkpoints(songs)
     count, width = checkpoints[0].shape
@@ -64,15 +64,15 @@ def measured_noise_floor(
         index = np.sort(np.random.default_rng(0).choice(count, max_songs, replace=False))
     # The mean of C cosines is the inner product of the concatenated unit vectors, divided by C.
     unit = np.concatenate([unit_rows(_loaded(rows, index)) for rows in checkpoints], axis=1)  # [n, C * D]
-    unit = unit[np.any(unit != 0, axis=1)] / math.sqrt(len(checkpoints))  # silent songs would only lower the floor
+    unit = unit[np.any(unit != 0, axis=1)] / math.sqrt(len(checkpoints))  # silent songs are no comparison
     if len(unit) < 2:
-        return 1.0
-    floor = _rms_off_diagonal(unit)
-    if floor < _ORTHOGONAL:
-        floor = noise_floor(width)
+        return 0.0, 1.0
+    mean, sigma = _off_diagonal(unit)
+    if sigma < _EQUAL:
+        sigma = noise_floor(width)
     if rank is not None:
-        floor = max(floor, noise_floor(rank * len(checkpoints)))
-    return floor
+        sigma = max(sigma, noise_floor(rank * len(checkpoints)))
+    return mean, sigma
 
 
 def _loaded(rows: tp.Any, index: npt.NDArray[np.int64]) -> FloatArray:
@@ -91,29 +91,32 @@ def _checkpoints(songs: tp.Any) -> tp.List[tp.Any]:
     return list(rows)
 
 
-def _rms_off_diagonal(unit: FloatArray, block: int = 512) -> float:
+def _off_diagonal(unit: FloatArray, block: int = 512) -> tp.Tuple[float, float]:
+    """Mean and standard deviation of the inner products of different rows, in two passes, never N×N at once."""
+    pairs = len(unit) * (len(unit) - 1)
+    mean = (float(np.square(unit.sum(axis=0)).sum()) - float(np.square(unit).sum())) / pairs
     total = 0.0
     for start in range(0, len(unit), block):
-        gram = unit[start:start + block] @ unit.T  # [n, N]
+        gram = unit[start:start + block] @ unit.T - mean  # [n, N]
         gram[np.arange(len(gram)), np.arange(start, start + len(gram))] = 0.0
         total += float(np.square(gram).sum())
-    return math.sqrt(total / (len(unit) * (len(unit) - 1)))
+    return mean, math.sqrt(total / pairs)
 
 
-def z_score(cosine: npt.ArrayLike, sigma: float) -> FloatArray:
-    """z = cosine/σ, any shape. Quotients that overflow are held at the largest finite number."""
+def z_score(cosine: npt.ArrayLike, sigma: float, mean: float = 0.0) -> FloatArray:
+    """z = (cosine − mean)/σ, any shape; the printed z = cosine/σ has mean 0. Quotients that overflow are held at the largest finite number."""
     if not (math.isfinite(sigma) and sigma > 0):
         raise LuminaError(f"The noise floor is {sigma}, but it must be above 0: measure it again on the store.")
     with np.errstate(over='ignore'):
-        return np.nan_to_num(np.asarray(cosine, dtype=np.float64) / sigma)
+        return np.nan_to_num((np.asarray(cosine, dtype=np.float64) - mean) / sigma)
 
 
-def confidence(cosine: npt.ArrayLike, sigma: float) -> FloatArray:
+def confidence(cosine: npt.ArrayLike, sigma: float, mean: float = 0.0) -> FloatArray:
     """erf(z/√2), and 0 below z = 0; any shape, in [0, 1] (LUMINA v7, confidence).
 
     This is the two-sided probability that chance alone stays within ±z.
     """
-    return erf(np.maximum(z_score(cosine, sigma), 0.0) / math.sqrt(2.0))
+    return erf(np.maximum(z_score(cosine, sigma, mean), 0.0) / math.sqrt(2.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,7 @@ class ChannelStatistics:
     Attributes:
         cosine: mean cosine over checkpoints, which the gate judges.
         score: the recipe's score, from which STS and everything after it follow.
-        z: cosine / noise floor.
+        z: (cosine - noise mean) / noise floor.
         confidence: in [0, 1].
         sts: standardised score.
         lip: in [-1, 1].
@@ -199,6 +202,7 @@ class ChannelStatistics:
         share: fraction of the channel's money; sums to 1 or 0.
         unattributed: what is left of 1.
         noise_floor: σ of the gate.
+        noise_mean: the cosine that counts as unremarkable; 0 for the printed gate.
         gate: the gate that was used.
     """
     cosine: FloatArray
@@ -214,6 +218,7 @@ class ChannelStatistics:
     share: FloatArray
     unattributed: float
     noise_floor: float
+    noise_mean: float
     gate: Gate
 
 
@@ -222,14 +227,16 @@ def channel_statistics(
     score: npt.ArrayLike,
     noise_floor: float,
     gate: tp.Optional[Gate] = None,
+    noise_mean: float = 0.0,
 ) -> ChannelStatistics:
     """All statistics of one query in one channel.
 
     Args:
         cosine: `[N]`, compared with the noise floor.
         score: `[N]`, standardised over the catalogue. May be the cosine itself.
-        noise_floor: σ of the gate, from `noise_floor` or `measured_noise_floor`.
+        noise_floor: σ of the gate, from `noise_floor` or `measured_noise`.
         gate: 95 %, two-sided unless given.
+        noise_mean: mean of the gate's noise, from `measured_noise`; 0 as printed unless given.
     Raises:
         LuminaError: where lengths differ, a value is not finite, or the noise floor is not above 0.
     """
@@ -237,15 +244,15 @@ def channel_statistics(
     cosines, scores = _vector('cosine', cosine), _vector('score', score)
     if len(cosines) != len(scores):
         raise LuminaError(f"There are {len(cosines)} cosines but {len(scores)} scores: score the same songs for both.")
-    z = z_score(cosines, noise_floor)
+    z = z_score(cosines, noise_floor, noise_mean)
     sts = standardised_scores(scores)
     weight, passes = weights(sts), gate.passes(z)
     qualified = passes & (weight > 0)
     share, influence = shares(weight, qualified), lip(sts)
     return ChannelStatistics(
-        cosine=cosines, score=scores, z=z, confidence=confidence(cosines, noise_floor), sts=sts, lip=influence,
+        cosine=cosines, score=scores, z=z, confidence=confidence(cosines, noise_floor, noise_mean), sts=sts, lip=influence,
         lip_percent=(influence + 1.0) * 50.0, passes_gate=passes, qualified=qualified, weight=weight, share=share,
-        unattributed=0.0 if qualified.any() else 1.0, noise_floor=float(noise_floor), gate=gate)
+        unattributed=0.0 if qualified.any() else 1.0, noise_floor=float(noise_floor), noise_mean=float(noise_mean), gate=gate)
 
 
 def _vector(name: str, values: npt.ArrayLike) -> FloatArray:

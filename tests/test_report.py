@@ -18,12 +18,19 @@ import pytest
 import soundfile
 
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.report import render_html, render_table, to_csv
+from lumina_plugin.report import render_html, render_table, to_csv, words
 from lumina_plugin.report.render import CSV_COLUMNS, MAX_HTML_BYTES
-from lumina_plugin.report.schema import AttributionReport, ChannelReport, Segment, SegmentHit, json_schema
+from lumina_plugin.report.schema import (
+    AttributionReport,
+    ChannelReport,
+    OtherReading,
+    Segment,
+    SegmentHit,
+    json_schema,
+)
 from lumina_plugin.report.words import percent
 from lumina_plugin.scoring import cosine, multi_checkpoint
-from lumina_plugin.statistics import Gate, channel_statistics, measured_noise_floor
+from lumina_plugin.statistics import Gate, channel_statistics, measured_noise
 
 NAUGHTY = '<script>alert(1)</script>'
 PLACES = (
@@ -105,9 +112,9 @@ def channel(
             )
         )
         start += length
-    floor = measured_noise_floor(list(store))
+    noise, floor = measured_noise(list(store))
     return ChannelReport.from_statistics(
-        channel_statistics(mean, mean, floor, gate), tracks, 'cosine', 'measured', segments
+        channel_statistics(mean, mean, floor, gate, noise), tracks, 'cosine', 'measured', segments
     )
 
 
@@ -213,7 +220,8 @@ def test_rows_are_all_songs_ranked_by_score_with_the_statistics_values(report):
     assert sorted(row.track_id for row in rows) == [track.id for track in tracks]
     assert [row.score for row in rows] == sorted((row.score for row in rows), reverse=True)
     assert rows[0].track_id == 'song_005' and rows[0].title == tracks[5].title and rows[0].isrc == tracks[5].isrc
-    assert rows[0].z == pytest.approx(rows[0].cosine / measured_noise_floor(store))
+    mean, sigma = measured_noise(store)
+    assert rows[0].z == pytest.approx((rows[0].cosine - mean) / sigma)
 
 
 def test_save_and_load_give_the_same_report(report, tmp_path):
@@ -526,3 +534,20 @@ def test_csv_text_is_never_a_formula(tmp_path):
 )
 def test_a_share_never_rounds_to_nothing_or_everything(value, text):
     assert percent(value).replace('\xa0', ' ') == text
+
+
+def test_a_continuation_is_also_read_with_its_prompt(tmp_path):
+    """Both readings are in every view, the recipe's own first."""
+    plain, other = sample(), sample(mixes=({5: 0.9}, {5: 0.9}))
+    bare = {key: part.model_copy(update={'segments': []}) for key, part in other.channels.items()}
+    report = plain.model_copy(update={'other_reading': OtherReading(prompt_counted=True, channels=bare)})
+    path = report.save(tmp_path / 'report.json')
+    assert AttributionReport.load(path) == report and AttributionReport.load(plain.save(path)).other_reading is None
+    lines = words.other_reading(report)
+    assert len(lines) == 2 and words.other_reading(plain) == []
+    page = Page(render_html(report, tmp_path / 'report.html')).text
+    table = render_table(report, width=300)
+    assert 'with the prompt counted' in page and 'With the prompt counted' in table
+    for line in lines:
+        assert ' '.join(line.split()) in ' '.join(page.split()) and line.replace(words.NBSP, ' ') in table
+    assert 'Read the other way' not in Page(render_html(plain, tmp_path / 'plain.html')).text

@@ -15,7 +15,7 @@ from lumina_plugin.statistics import (
     channel_statistics,
     confidence,
     lip,
-    measured_noise_floor,
+    measured_noise,
     noise_floor,
     shares,
     standardised_scores,
@@ -95,38 +95,40 @@ def test_an_isotropic_null_passes_as_often_as_the_gate_says(tail, wanted):
 
 def test_measured_floor_equals_theory_for_unrelated_songs_and_shrinks_over_checkpoints():
     store = np.random.default_rng(0).normal(size=(4, 400, 64))
-    assert measured_noise_floor(store[0]) == pytest.approx(noise_floor(64), rel=0.02)
-    assert measured_noise_floor(list(store)) == pytest.approx(noise_floor(64) / 2, rel=0.02)
-    assert measured_noise_floor(store) == measured_noise_floor(list(store))
+    assert measured_noise(store[0])[1] == pytest.approx(noise_floor(64), rel=0.02)
+    assert measured_noise(list(store))[1] == pytest.approx(noise_floor(64) / 2, rel=0.02)
+    assert measured_noise(store)[1] == measured_noise(list(store))[1]
 
 
-def test_measured_floor_is_the_root_mean_square_of_the_off_diagonal_mean_cosine():
+def test_measured_noise_is_mean_and_spread_of_the_off_diagonal_mean_cosine():
     store = np.random.default_rng(1).normal(size=(3, 600, 9)) + 0.3
     mean = np.mean([cosine(rows, rows) for rows in store], axis=0)
     off = mean[~np.eye(600, dtype=bool)]
-    assert measured_noise_floor(store) == pytest.approx(math.sqrt((off**2).mean()), rel=1e-9)
-    assert measured_noise_floor(store) > off.std()  # a common component widens the floor
+    assert measured_noise(store) == pytest.approx((off.mean(), off.std()), rel=1e-9)
+    found = channel_statistics(mean[0], mean[0], measured_noise(store)[1], noise_mean=measured_noise(store)[0])
+    np.testing.assert_allclose(found.z, (mean[0] - off.mean()) / off.std(), rtol=1e-9)  # what is common is no evidence
 
 
 def test_measured_floor_of_degenerate_stores():
     rng = np.random.default_rng(2)
-    assert measured_noise_floor(np.zeros((0, 8))) == measured_noise_floor(np.ones((1, 8))) == 1.0
-    assert measured_noise_floor(np.zeros((5, 8))) == 1.0
-    assert measured_noise_floor(np.eye(16)) == pytest.approx(0.25)
+    for rows in (np.zeros((0, 8)), np.ones((1, 8)), np.zeros((5, 8))):
+        assert measured_noise(rows) == (0.0, 1.0)
+    assert measured_noise(np.ones((4, 16))) == pytest.approx((1.0, 0.25))
+    assert measured_noise(np.eye(16))[1] == pytest.approx(0.25)
     songs = rng.normal(size=(50, 8))
     silent = np.concatenate([songs, np.zeros((50, 8))])
-    assert measured_noise_floor(silent) == pytest.approx(measured_noise_floor(songs))
+    assert measured_noise(silent)[1] == pytest.approx(measured_noise(songs)[1])
     with pytest.raises(LuminaError, match='NaN'):
-        measured_noise_floor(np.array([[1.0, np.nan], [1.0, 0.0]]))
+        measured_noise(np.array([[1.0, np.nan], [1.0, 0.0]]))[1]
     with pytest.raises(LuminaError, match='same songs'):
-        measured_noise_floor([np.ones((3, 2)), np.ones((4, 2))])
+        measured_noise([np.ones((3, 2)), np.ones((4, 2))])[1]
 
 
 def test_measured_floor_of_a_large_store_is_sampled_the_same_way_every_time():
     songs = np.random.default_rng(4).normal(size=(3000, 32))
-    sampled = measured_noise_floor(songs, max_songs=500)
-    assert sampled == measured_noise_floor(songs, max_songs=500) != measured_noise_floor(songs)
-    assert sampled == pytest.approx(measured_noise_floor(songs), rel=0.02)
+    sampled = measured_noise(songs, max_songs=500)[1]
+    assert sampled == measured_noise(songs, max_songs=500)[1] != measured_noise(songs)[1]
+    assert sampled == pytest.approx(measured_noise(songs)[1], rel=0.02)
 
 
 def test_rank_keeps_the_floor_honest_inside_a_span_fitted_on_the_songs():
@@ -137,8 +139,8 @@ def test_rank_keeps_the_floor_honest_inside_a_span_fitted_on_the_songs():
     basis = np.linalg.svd(songs, full_matrices=False)[2][:29]
     fitted, queries = songs @ basis.T, rng.normal(size=(300, 20000)) @ basis.T
     truth = math.sqrt((cosine(queries, fitted) ** 2).mean())
-    assert measured_noise_floor(fitted) < truth / 3
-    assert measured_noise_floor(fitted, rank=29) == pytest.approx(truth, rel=0.05)
+    assert measured_noise(fitted)[1] < truth / 3
+    assert measured_noise(fitted, rank=29)[1] == pytest.approx(truth, rel=0.05)
 
 
 @pytest.mark.parametrize('scores', [[], [0.4], [0.4, 0.9], [0.1] * 7, [0.0] * 5, [1e308] * 4, [5e-324] * 3])

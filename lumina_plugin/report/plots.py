@@ -77,7 +77,7 @@ def position(channel: ChannelReport, height: int = 64) -> tp.Optional[Position]:
         return None
     cosines = np.array([row.cosine for row in channel.rows])
     is_paid = np.array([row.share > 0 for row in channel.rows])
-    gate = channel.gate.z_threshold * channel.noise_floor
+    gate = channel.noise_mean + channel.gate.z_threshold * channel.noise_floor
     low = min(0.0, float(cosines.min()))
     high = max(float(cosines.max()), min(gate, 1.0), 1e-9)
     low, high = low - 0.02 * (high - low), high + 0.04 * (high - low)

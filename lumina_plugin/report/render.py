@@ -61,7 +61,7 @@ def _page(report: AttributionReport, limit: int, audio: str) -> str:
         shown_warnings=report.warnings[:SHOWN_WARNINGS], more_warnings=report.warnings[SHOWN_WARNINGS:limit],
         channels=[_channel_view(key, channel, report.query.silent, limit)
                   for key, channel in report.channels.items()],
-        hashes=_hashes(report), audio=audio,
+        other_summaries=words.other_reading(report), hashes=_hashes(report), audio=audio,
         recipe_keys=[pair for key, value in report.recipe.keys.items() for pair in _flat(key, value)])
 
 
@@ -152,6 +152,10 @@ def render_table(report: AttributionReport, top: int = 5, width: int = 110, colo
     for key, channel in report.channels.items():
         console.print(_terminal_table(key, channel, top))
         console.print(words.summary(key, channel, report.query.silent).replace(words.NBSP, ' '))
+    if report.other_reading is not None:
+        console.print(f"With the prompt {'counted' if report.other_reading.prompt_counted else 'left out'}:")
+        for line in words.other_reading(report):
+            console.print(f'  {line}'.replace(words.NBSP, ' '))
     return tp.cast(io.StringIO, console.file).getvalue()
 
 

@@ -146,6 +146,7 @@ class ChannelReport(_Part):
     """All songs' evidence in one channel, ranked by score."""
     noise_floor: tp.Annotated[float, Field(gt=0)]
     noise_floor_how: tp.Literal['1/sqrt(D)', 'measured']
+    noise_mean: float = Field(0., description="Cosine that counts as unremarkable; z = (cosine - it) / noise_floor.")
     gate: GateSettings
     score_name: str
     songs: Count
@@ -185,7 +186,8 @@ class ChannelReport(_Part):
         rows = [_song_row(rank, tracks[index], statistics, index) for rank, index in enumerate(order.tolist(), start=1)]
         gate = GateSettings(level=statistics.gate.level, tail=tp.cast(tp.Any, statistics.gate.tail),
                             z_threshold=statistics.gate.threshold)
-        return cls(noise_floor=statistics.noise_floor, noise_floor_how=tp.cast(tp.Any, noise_floor_how), gate=gate,
+        return cls(noise_mean=statistics.noise_mean, noise_floor=statistics.noise_floor,
+                   noise_floor_how=tp.cast(tp.Any, noise_floor_how), gate=gate,
                    score_name=score_name, songs=len(rows), passing=int(statistics.passes_gate.sum()),
                    qualified=int(statistics.qualified.sum()), unattributed=statistics.unattributed, rows=rows,
                    segments=list(segments))
@@ -209,6 +211,12 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
+class OtherReading(_Part):
+    """A continuation read the other way: with its prompt counted, or left out, where the recipe does the opposite."""
+    prompt_counted: bool
+    channels: tp.Dict[str, ChannelReport] = Field(min_length=1, description="As the report's own, without segments.")
+
+
 class AttributionReport(_Part):
     """What one query owes to whom, per channel, and how that was found."""
     schema_version: tp.Literal['1.0'] = SCHEMA_VERSION
@@ -221,6 +229,7 @@ class AttributionReport(_Part):
     checkpoints: tp.List[Checkpoint] = Field(min_length=1)
     recipe: RecipeRecord
     channels: tp.Dict[str, ChannelReport] = Field(min_length=1, description="P is composition, M is production.")
+    other_reading: tp.Optional[OtherReading] = Field(None, description="Of a continuation: how much its prompt matters.")
     timings: tp.Dict[str, Seconds] = Field(default_factory=dict, description="Seconds per stage.")
     warnings: tp.List[str] = Field(default_factory=list)
 

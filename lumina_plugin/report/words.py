@@ -112,6 +112,13 @@ def summary(key: str, channel: ChannelReport, silent: bool) -> str:
     return f'Of the {money}, {listed}. Nothing is left unattributed.'
 
 
+def other_reading(report: AttributionReport) -> tp.List[str]:
+    """What each channel says of a continuation with its prompt counted, or left out, where the report does not."""
+    if report.other_reading is None:
+        return []
+    return [summary(key, channel, report.query.silent) for key, channel in report.other_reading.channels.items()]
+
+
 def _why_nobody(channel: ChannelReport, silent: bool) -> str:
     level = percent(channel.gate.level, 0)
     if silent:
