@@ -43,8 +43,8 @@ def measured_noise(
 ) -> tp.Tuple[float, float]:
     """Mean and standard deviation of the cosines between different songs of the store: what counts as unremarkable.
 
-    For gradients that are not centred, whose cosines lie about a common value above 0, and for projections fitted on the
-    songs, where 1/√D does not hold.
+    For gradients that are not centred, whose cosines lie about a common value above 0, and for projections fitted on
+    the songs, where 1/√D does not hold.
 
     Args:
         songs: `[N, D]`, or one such array per checkpoint: then both are those of the mean cosine over checkpoints.
@@ -54,8 +54,8 @@ def measured_noise(
             projection keeps residual directions, which let an unrelated query be far from every song.
         max_songs: above this many songs a fixed random sample of them is used.
     Returns:
-        The mean, and σ > 0. Without two songs to compare they are 0 and 1 (nothing passes a gate); where all cosines are
-        the same σ is 1/√D.
+        The mean, and σ > 0. Without two songs to compare they are 0 and 1 (nothing passes a gate); where all cosines
+        are the same σ is 1/√D.
     """
     checkpoints = _checkpoints(songs)
     count, width = checkpoints[0].shape
@@ -104,7 +104,10 @@ def _off_diagonal(unit: FloatArray, block: int = 512) -> tp.Tuple[float, float]:
 
 
 def z_score(cosine: npt.ArrayLike, sigma: float, mean: float = 0.0) -> FloatArray:
-    """z = (cosine − mean)/σ, any shape; the printed z = cosine/σ has mean 0. Quotients that overflow are held at the largest finite number."""
+    """z = (cosine − mean)/σ, any shape; the printed z = cosine/σ has mean 0.
+
+    Quotients that overflow are held at the largest finite number.
+    """
     if not (math.isfinite(sigma) and sigma > 0):
         raise LuminaError(f"The noise floor is {sigma}, but it must be above 0: measure it again on the store.")
     with np.errstate(over='ignore'):
@@ -250,9 +253,10 @@ def channel_statistics(
     qualified = passes & (weight > 0)
     share, influence = shares(weight, qualified), lip(sts)
     return ChannelStatistics(
-        cosine=cosines, score=scores, z=z, confidence=confidence(cosines, noise_floor, noise_mean), sts=sts, lip=influence,
-        lip_percent=(influence + 1.0) * 50.0, passes_gate=passes, qualified=qualified, weight=weight, share=share,
-        unattributed=0.0 if qualified.any() else 1.0, noise_floor=float(noise_floor), noise_mean=float(noise_mean), gate=gate)
+        cosine=cosines, score=scores, z=z, confidence=confidence(cosines, noise_floor, noise_mean), sts=sts,
+        lip=influence, lip_percent=(influence + 1.0) * 50.0, passes_gate=passes, qualified=qualified, weight=weight,
+        share=share, unattributed=0.0 if qualified.any() else 1.0, noise_floor=float(noise_floor),
+        noise_mean=float(noise_mean), gate=gate)
 
 
 def _vector(name: str, values: npt.ArrayLike) -> FloatArray:

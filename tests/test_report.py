@@ -378,8 +378,8 @@ def test_the_audio_is_inside_and_whole(report, tmp_path):
 
 
 def test_bad_audio_is_named(report, tmp_path):
-    for name, words in (('gone.wav', 'gone.wav'), ('notes.txt', 'no audio')):
-        with pytest.raises(LuminaError, match=words):
+    for name, named in (('gone.wav', 'gone.wav'), ('notes.txt', 'no audio')):
+        with pytest.raises(LuminaError, match=named):
             render_html(report, tmp_path / 'r.html', audio_path=tmp_path / name)
     assert not (tmp_path / 'r.html').exists()
 
