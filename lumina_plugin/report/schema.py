@@ -229,7 +229,7 @@ class AttributionReport(_Part):
     checkpoints: tp.List[Checkpoint] = Field(min_length=1)
     recipe: RecipeRecord
     channels: tp.Dict[str, ChannelReport] = Field(min_length=1, description="P is composition, M is production.")
-    other_reading: tp.Optional[OtherReading] = Field(None, description="Of a continuation: how much the prompt matters.")
+    other_reading: tp.Optional[OtherReading] = Field(None, description="Of a continuation: what the prompt changes.")
     timings: tp.Dict[str, Seconds] = Field(default_factory=dict, description="Seconds per stage.")
     warnings: tp.List[str] = Field(default_factory=list)
 
