@@ -19,6 +19,7 @@ Projections = tp.Dict[str, ChannelProjection]  # by channel
 Factory = tp.Callable[[], tp.Any]
 
 FACTOR_CHUNKS = 64  # chunks whose second moments fit the two-sided factors
+PROJECTED_TOGETHER = 16  # songs whose reduced gradients are kept until they are projected
 FIT_BYTES = 2 * 2 ** 30  # memory for the joined gradients that a fit looks at
 
 
@@ -196,7 +197,7 @@ class Fingerprinter:
 
     def fit_bytes(self, songs: int) -> tp.Tuple[int, int]:
         """What `fit` will need for so many songs: bytes of the projections that it makes, and of the gradients that it
-        looks at, twice because they are centred."""
+        looks at, twice as they may be centred."""
         config = self.recipe.projection
         if config.kind == 'random':
             return 0, 0
@@ -207,7 +208,7 @@ class Fingerprinter:
                       for blocks in kept.values() for rows, columns, b in blocks)
         joined = [sum(rows * columns for rows, columns, _ in blocks) for blocks in kept.values()]
         used = min(songs, self._fit_songs(sum(joined)))
-        rank = min(used - 1, config.dim - config.residual_dim)
+        rank = min(used - config.center, config.dim - config.residual_dim)
         return 4 * (factors + sum(joined) * (rank + 1)), 2 * 4 * used * sum(joined)
 
     def _fit_reducers(self, songs: tp.Sequence[Song], progress: tp.Callable) -> tp.Dict[str, BlockReducers]:
@@ -228,10 +229,14 @@ class Fingerprinter:
                      ) -> tp.Iterator[tp.Tuple[Song, tp.Dict[str, torch.Tensor], tp.Dict[str, float]]]:
         """Each song with its fingerprint [D] and its raw gradient length, by channel, in the songs' order."""
         projections = self._ready()
-        for song, gradients in self.song_gradients(songs, self._reducers()):
-            done = {channel: projection(gradients) for channel, projection in projections.items()}
-            yield song, {c: vector[0].cpu() for c, (vector, _) in done.items()}, \
-                {c: float(norm[0]) for c, (_, norm) in done.items()}
+        # several at once: a projection is far larger than what it projects, and is read once for all of them
+        for group in _batches(self.song_gradients(songs, self._reducers()), PROJECTED_TOGETHER):
+            joined = {name: torch.cat([gradients[name] for _, gradients in group]) for name in self.blocks}
+            done = {channel: projection(joined) for channel, projection in projections.items()}
+            rows = {channel: (vectors.cpu(), norms.cpu()) for channel, (vectors, norms) in done.items()}
+            for index, (song, _) in enumerate(group):
+                yield song, {c: vectors[index] for c, (vectors, _) in rows.items()}, \
+                    {c: float(norms[index]) for c, (_, norms) in rows.items()}
 
     def query(self, examples: tp.Sequence[Example], parts: tp.Optional[tp.Sequence[int]] = None
               ) -> tp.Tuple[tp.Dict[str, torch.Tensor], tp.Dict[str, torch.Tensor]]:

@@ -179,6 +179,9 @@ class FittedProjection(Projection):
     def __init__(self, mean: torch.Tensor, basis: torch.Tensor, dim: int, seed: int, songs: int):
         self.mean, self.basis, self.dim, self.seed, self.songs = mean, basis, dim, seed, songs
         self._residual = SparseSigns(mean.shape[0], dim - basis.shape[1], seed) if basis.shape[1] < dim else None
+        # signs of the basis [r, D - r]: S(x - BBᵀx) = Sx - (SB)(Bᵀx), so that a residual is never formed
+        self._basis_signs = self._residual(basis.T.contiguous()) if self._residual is not None else None
+        self._centred = bool(mean.any())
 
     @property
     def rank(self) -> int:
@@ -198,18 +201,18 @@ class FittedProjection(Projection):
         return cls(mean, basis, dim, seed, rows.shape[0])
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
-        centred = rows - self.mean
+        centred = rows - self.mean if self._centred else rows
         inside = centred @ self.basis  # [n, r]
-        if self._residual is None:
+        if self._residual is None or self._basis_signs is None:
             return inside
-        return torch.cat([inside, self._residual(centred - inside @ self.basis.T)], dim=-1)
+        return torch.cat([inside, self._residual(centred) - inside @ self._basis_signs], dim=-1)
 
     def tensors(self) -> Tensors:
         return {'mean': self.mean, 'basis': self.basis}
 
     def facts(self) -> tp.Dict[str, str]:
         return {'kind': self.kind, 'in_dim': str(self.mean.shape[0]), 'dim': str(self.dim), 'seed': str(self.seed),
-                'rank': str(self.rank), 'songs': str(self.songs), 'centred': str(bool(self.mean.any()))}
+                'rank': str(self.rank), 'songs': str(self.songs), 'centred': str(self._centred)}
 
 
 class ChannelProjection:
