@@ -2,9 +2,9 @@
 
     python benchmarks/capture.py [--shape quickstart --shape small ...] [--device cuda] [--rounds 5]
 
-Everything runs in one process, in turn (A B C A B C ...), and is given as medians and as ratios within a round, because a
-machine's speed drifts. Peak memory is measured in processes of their own: how far a pass rises above the loaded model.
-Weights are random: neither time nor memory depends on their values.
+Everything runs in one process, in turn (A B C A B C ...), and is given as medians and as ratios within a round, because
+a machine's speed drifts. Peak memory is measured in processes of their own: how far a pass rises above the loaded
+model. Weights are random: neither time nor memory depends on their values.
 """
 
 import json
@@ -189,7 +189,7 @@ def table(shape: str, batch: int, device: str, rounds: int) -> tp.List[str]:
     return lines
 
 
-HEAD = ['| shape | batch | pass | seconds (median) | ÷ forward + backward | codes/s | MiB above the model | ÷ its memory |',
+HEAD = ['| shape | batch | pass | seconds (median) | ÷ forward + backward | codes/s | MiB above the model | ÷ its |',
         '|---|---|---|---|---|---|---|---|']
 
 
