@@ -97,8 +97,10 @@ def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:
     """One line before a long pass: songs, hours, time (from one timed batch), disk and memory."""
     chunks = [example for song in prepared.songs for example in song.examples]
     batch = spread(chunks, fingerprinter.batch_size)
+    ignored = {name: lambda a, d: torch.zeros(1) for name in fingerprinter.blocks}
+    fingerprinter.gradients(batch[:1], ignored)  # the first pass of a process is slower than all others
     begun = time.perf_counter()
-    fingerprinter.gradients(batch, {name: lambda a, d: torch.zeros(1) for name in fingerprinter.blocks})
+    fingerprinter.gradients(batch, ignored)
     seconds = (time.perf_counter() - begun) / len(batch) * len(chunks)
     recipe = fingerprinter.recipe
     passes = 1.3 if recipe.projection.kind == 'fitted' else 1.0  # the fit looks at some chunks twice
@@ -131,6 +133,9 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
     with store.writer(checkpoint) as writer:
         done = writer.done_ids
         remaining = [song for song in prepared.songs if song.id not in done]
+        if done:
+            logger.info("%s: %d of %d songs are there already.", checkpoint.name, len(prepared.songs) - len(remaining),
+                        len(prepared.songs))
         projections = _load_projections(fingerprinter, writer) if len(remaining) < len(prepared.songs) else None
         rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]] = {}
         if projections is None:

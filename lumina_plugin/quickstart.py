@@ -130,7 +130,7 @@ def _clips(folder: Path, run: Path, store: Path, songs: Path) -> tp.Tuple[tp.Lis
         if plan.song is not None:
             catalogue = Catalogue.from_manifest(songs / 'egs' / ('heldout' if plan.heldout else 'train'))
             track = catalogue.get(plan.song)
-            prompt = Prompt(Path(track.path), PROMPT_SECONDS, None if plan.heldout else track.id)
+            prompt = Prompt(Path(track.path), PROMPT_SECONDS, track.id)
         studio.generate(folder, plan.name, prompt=prompt, seconds=SECONDS, seed=plan.seed)
     stamp.write_text(state)
     return paths, False

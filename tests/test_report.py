@@ -551,3 +551,25 @@ def test_a_continuation_is_also_read_with_its_prompt(tmp_path):
     for line in lines:
         assert ' '.join(line.split()) in ' '.join(page.split()) and line.replace(words.NBSP, ' ') in table
     assert 'Read the other way' not in Page(render_html(plain, tmp_path / 'plain.html')).text
+
+
+def test_shares_that_chance_could_have_made_are_called_so(tmp_path):
+    report = sample()
+    doubtful = report.channels['P'].model_copy(update={'passing': 3})
+    sure = report.channels['P'].model_copy(update={'passing': 12})
+    assert words.expected_by_chance(doubtful) == pytest.approx(97 * 0.025, rel=1e-3)
+    assert 'chance alone lets 2.4 through' in words.caveat(doubtful) and words.caveat(sure) == ''
+    assert words.caveat(doubtful.model_copy(update={'qualified': 0})) == ''  # nothing is paid
+    shown = report.model_copy(update={'channels': {'P': doubtful, 'M': sure}})
+    assert words.caveat(doubtful) in ' '.join(Page(render_html(shown, tmp_path / 'r.html')).text.split('\n'))
+    assert 'may rest on nothing' in render_table(shown, width=300).replace('\n', ' ')
+
+
+def test_a_summary_names_a_fourth_song_rather_than_counting_one():
+    part = sample().channels['P']
+    paid = [row.model_copy(update={'share': 0.25}) for row in part.rows[:4]]
+    rest = [row.model_copy(update={'share': 0.0}) for row in part.rows[4:]]
+    four = words.summary('P', part.model_copy(update={'rows': paid + rest}), False)
+    assert 'other song' not in four and all(words.clean(row.title) in four for row in paid)
+    five = [row.model_copy(update={'share': 0.2}) for row in part.rows[:5]]
+    assert '2\u00a0other songs' in words.summary('P', part.model_copy(update={'rows': five + rest[1:]}), False)

@@ -81,7 +81,7 @@ def _channel_view(key: str, channel: ChannelReport, silent: bool, limit: int) ->
         bars=plots.share_bars(channel), position=plots.position(channel), timeline=plots.timeline(channel),
         titles={row.track_id: words.clean(row.title) for row in channel.rows if row.track_id in heard},
         rows=channel.rows[:limit], left_off=max(0, len(channel.rows) - limit), segments=channel.segments[:limit],
-        gate=words.gate_words(channel), by_chance=words.expected_by_chance(channel))
+        gate=words.gate_words(channel), by_chance=words.expected_by_chance(channel), caveat=words.caveat(channel))
 
 
 def _facts(report: AttributionReport) -> tp.List[tp.Tuple[str, str]]:
@@ -151,7 +151,8 @@ def render_table(report: AttributionReport, top: int = 5, width: int = 110, colo
         console.print(f'… and {len(report.warnings) - SHOWN_WARNINGS} more warnings in the report')
     for key, channel in report.channels.items():
         console.print(_terminal_table(key, channel, top))
-        console.print(words.summary(key, channel, report.query.silent).replace(words.NBSP, ' '))
+        for line in filter(None, (words.summary(key, channel, report.query.silent), words.caveat(channel))):
+            console.print(line.replace(words.NBSP, ' '))
     if report.other_reading is not None:
         console.print(f"With the prompt {'counted' if report.other_reading.prompt_counted else 'left out'}:")
         for line in words.other_reading(report):

@@ -104,7 +104,9 @@ def summary(key: str, channel: ChannelReport, silent: bool) -> str:
     goes = [f'{percent(row.share)} goes to {song(row)}' if not index else f'{percent(row.share)} to {song(row)}'
             for index, row in enumerate(rows[:NAMED])]
     rest = sum(row.share for row in rows[NAMED:])
-    if rest > 0:
+    if len(rows) == NAMED + 1:
+        goes.append(f'{percent(rest)} to {song(rows[-1])}')
+    elif rest > 0:
         goes.append(f'{percent(rest)} to {count(len(rows) - NAMED, "other song")}')
     listed = goes[0] if len(goes) == 1 else ', '.join(goes[:-1]) + ' and ' + goes[-1]
     if channel.unattributed > 0:
@@ -164,3 +166,12 @@ def prompt_song(report: AttributionReport) -> str:
 def expected_by_chance(channel: ChannelReport) -> float:
     """Songs that an unrelated query lets through the gate on average: N·(1 - Φ(threshold))."""
     return channel.songs * 0.5 * math.erfc(channel.gate.z_threshold / math.sqrt(2.0))
+
+
+def caveat(channel: ChannelReport) -> str:
+    """What must stand beside shares that chance could have made: hardly more songs pass than it lets through."""
+    chance = expected_by_chance(channel)
+    if not channel.qualified or channel.passing > 2 * chance:
+        return ''
+    passing = f'{count(channel.passing, "song passes", "songs pass")} the gate'
+    return f'{passing}, where chance alone lets {number(chance, 1)} through: these shares may rest on nothing.'
