@@ -52,13 +52,15 @@ def progress_bar(items: tp.Iterable, label: str, total: tp.Optional[int] = None)
     return tqdm(items, desc=label, total=total, dynamic_ncols=True, mininterval=0.5, delay=1)
 
 
-def prepare(catalogue: Catalogue, tokenizer: Tokenizer, lm: nn.Module, strict: bool = False) -> PreparedCatalogue:
+def prepare(catalogue: Catalogue, tokenizer: Tokenizer, lm: nn.Module, strict: bool = False,
+            phases: int = 1) -> PreparedCatalogue:
     """Encode every song of a catalogue, once: the tokenizer's cache remembers.
 
     Args:
         catalogue (Catalogue): Songs to read.
         tokenizer (Tokenizer): Codec and chunking. lm (nn.Module): Its conditions tell what a song's text is for.
         strict (bool): Stop at the first song that cannot be read instead of naming and skipping it.
+        phases (int): Starts within one frame from which each song is encoded (recipe key `song_phases`).
     Raises:
         LuminaError: with `strict`, or when no song is left.
     """
@@ -68,15 +70,15 @@ def prepare(catalogue: Catalogue, tokenizer: Tokenizer, lm: nn.Module, strict: b
     skipped: tp.Dict[str, str] = {}
     for track in progress_bar(catalogue, 'encoding', len(catalogue)):
         try:
-            tokenized = tokenizer.file(track.path, track.sha256)
+            tokenized = tokenizer.phases(track.path, phases, track.sha256)
         except LuminaError as error:
             if strict:
                 raise
             logger.warning("Skipping %s: %s", track.id, error)
             skipped[track.id] = str(error)
             continue
-        tokens[track.id] = tokenized
-        if tokenized.silent:
+        tokens[track.id] = tokenized[0]
+        if tokenized[0].silent:
             silent.append(track.id)
         else:
             songs.append(song_of(track, tokenized, lm))
@@ -86,11 +88,14 @@ def prepare(catalogue: Catalogue, tokenizer: Tokenizer, lm: nn.Module, strict: b
     return PreparedCatalogue(catalogue, songs, tokens, silent, skipped, tokenizer)
 
 
-def song_of(track: Track, tokenized: TokenizedAudio, lm: nn.Module) -> Song:
-    """A track's chunks of sound as examples under its own text; silent chunks carry no evidence and are left out."""
+def song_of(track: Track, tokenized: tp.Sequence[TokenizedAudio], lm: nn.Module) -> Song:
+    """A track's chunks of sound, however often it was encoded, as examples under its own text.
+
+    Silent chunks carry no evidence and are left out.
+    """
     attributes = attributes_for(lm, track.description)
     return Song(track.id, [Example(chunk.codes, 0, chunk.frames, attributes)
-                           for chunk in tokenized.chunks if not chunk.silent])
+                           for phase in tokenized for chunk in phase.chunks if not chunk.silent])
 
 
 def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:

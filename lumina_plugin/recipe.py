@@ -74,9 +74,11 @@ class Recipe(_Section):
         'all', description="Mean of the scores over all stored checkpoints, or the last one alone.")
     scoring: ScoringConfig = ScoringConfig()
     gate: GateConfig = GateConfig()
+    song_phases: int = pydantic.Field(
+        1, ge=1, le=16, description="A song is encoded from so many starts within one frame of the codec, and its "
+                                    "fingerprint is that of all of them: so many times the work.")
     query_phases: int = pydantic.Field(
-        1, ge=1, le=16, description="A recording that is attributed is encoded from so many starts within one frame of "
-                                    "the codec, and their gradients are averaged.")
+        1, ge=1, le=16, description="The same for a recording that is attributed.")
     mask_prompt: bool = pydantic.Field(True, description="Leave the frames of a prompt out of a continuation's query.")
 
     @pydantic.model_validator(mode='after')
@@ -88,7 +90,7 @@ class Recipe(_Section):
     @property
     def fingerprint_keys(self) -> tp.Dict[str, tp.Any]:
         """The keys that change a stored vector."""
-        keep = ('objective', 'chunk_seconds', 'silence_db', 'channels', 'block_norm', 'projection')
+        keep = ('objective', 'chunk_seconds', 'silence_db', 'channels', 'block_norm', 'projection', 'song_phases')
         dumped = self.model_dump(mode='json')
         return {key: dumped[key] for key in keep}
 

@@ -76,17 +76,32 @@ class Tokenizer:
         Raises:
             LuminaError: when the file cannot be read as audio.
         """
+        return self.phases(path, 1, sha256)[0]
+
+    def phases(self, path: tp.Union[str, Path], parts: int, sha256: tp.Optional[str] = None
+               ) -> tp.List[TokenizedAudio]:
+        """A recording's chunks as often as `parts` says, each time from a start a little later within one frame.
+
+        Where an excerpt was cut is chance, and so is how its frames lie to those of the song it comes from; all of
+        these together depend less on it. The first are those of `file`.
+
+        Raises:
+            LuminaError: when the file cannot be read as audio.
+        """
         if self.cache is None:
-            return self.audio(audio.load_audio(path, self.codec.sample_rate, self.codec.channels))
-        cached = self.cache / f'{self._key(sha256 or audio.file_sha256(path))}.safetensors'
-        if cached.exists():
-            try:
-                return self._read(cached)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("The remembered codes of %s are damaged (%s); encoding it again.", path, error)
-        tokenized = self.audio(audio.load_audio(path, self.codec.sample_rate, self.codec.channels))
-        self._write(cached, tokenized)
-        return tokenized
+            wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
+            return [self.audio(wav[:, start:]) for start in self._starts(wav, parts)]
+        key = self._key(sha256 or audio.file_sha256(path))
+        found = [self._remembered(key, part, parts) for part in range(parts)]
+        if any(phase is None for phase in found):
+            wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
+            starts = self._starts(wav, parts)
+            found = [phase if phase is not None or part >= len(starts) else self.audio(wav[:, starts[part]:])
+                     for part, phase in enumerate(found)]
+            for part, phase in enumerate(found):
+                if phase is not None:
+                    self._write(self._file(key, part, parts), phase)
+        return [phase for phase in found if phase is not None]
 
     @torch.no_grad()
     def audio(self, wav: torch.Tensor) -> TokenizedAudio:
@@ -110,18 +125,6 @@ class Tokenizer:
         return [self.codec.encode(wav[None, :, start:].to(device))[0][0].cpu().long()
                 for start in self._starts(wav, parts)]
 
-    def phases(self, path: tp.Union[str, Path], parts: int) -> tp.List[TokenizedAudio]:
-        """A recording's chunks as often as `parts` says, each time from a start a little later within one frame.
-
-        The first are those of `file`, without its cache. Where an excerpt was cut is chance, and so is how its frames
-        lie to those of the song it comes from; all of these together depend less on it.
-
-        Raises:
-            LuminaError: when the file cannot be read as audio.
-        """
-        wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
-        return [self.audio(wav[:, start:]) for start in self._starts(wav, parts)]
-
     def _starts(self, wav: torch.Tensor, parts: int) -> tp.List[int]:
         """Samples at which a recording [C, T] is cut to begin: equally spaced within one frame, never all of it."""
         hop = self.codec.sample_rate / self.frame_rate
@@ -138,8 +141,22 @@ class Tokenizer:
                                for index, piece in enumerate(pieces)], self.frame_rate)
 
     def _key(self, sha256: str) -> str:
-        key = f'{sha256}/{self.codec_hash}/{self.chunk_seconds}/{self.silence_db}'
-        return hashlib.sha256(key.encode()).hexdigest()
+        return f'{sha256}/{self.codec_hash}/{self.chunk_seconds}/{self.silence_db}'
+
+    def _file(self, key: str, part: int, parts: int) -> Path:
+        assert self.cache is not None
+        shifted = f'/{part}:{parts}' if part else ''
+        return self.cache / f'{hashlib.sha256((key + shifted).encode()).hexdigest()}.safetensors'
+
+    def _remembered(self, key: str, part: int, parts: int) -> tp.Optional[TokenizedAudio]:
+        path = self._file(key, part, parts)
+        if not path.exists():
+            return None
+        try:
+            return self._read(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("The remembered codes in %s are damaged (%s); encoding again.", path, error)
+            return None
 
     def _read(self, path: Path) -> TokenizedAudio:
         stored = safetensors.torch.load_file(path)

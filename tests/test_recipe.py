@@ -23,13 +23,13 @@ def test_paper_is_the_printed_pipeline():
 @pytest.mark.parametrize('change', [
     dict(objective='cross_entropy'), dict(chunk_seconds=5.), dict(block_norm=False), dict(silence_db=-50.),
     dict(projection={'seed': 1}), dict(projection={'dim': 256}), dict(projection={'block_width': 32}),
-    dict(channels={'P': ['self_attention']})])
+    dict(channels={'P': ['self_attention']}), dict(song_phases=2)])
 def test_what_changes_a_vector_changes_the_fingerprint_hash(change):
     assert get_recipe('default', **change).fingerprint_hash != get_recipe('default').fingerprint_hash
 
 
 @pytest.mark.parametrize('change', [dict(scoring={'method': 'kernel'}), dict(gate={'tail': 'one_sided'}),
-                                    dict(checkpoints='last'), dict(mask_prompt=False)])
+                                    dict(checkpoints='last'), dict(mask_prompt=False), dict(query_phases=2)])
 def test_what_changes_only_the_scoring_keeps_the_fingerprint_hash(change):
     changed, default = get_recipe('default', **change), get_recipe('default')
     assert changed.fingerprint_hash == default.fingerprint_hash and changed.hash != default.hash

@@ -96,7 +96,15 @@ def test_phases_begin_within_one_frame(codec, tmp_path):
     assert [len(phase.chunks) for phase in phases] == [3] * 4
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(phases, expected, strict=True))
     assert torch.equal(phases[0].codes, tokenizer.file(path).codes)
+    remembering = Tokenizer(codec, 'hash', chunk_seconds=1., cache=tmp_path / 'codes')
+    for _ in range(2):
+        again = remembering.phases(path, 4)
+        assert all(torch.equal(a.codes, b.codes) for a, b in zip(phases, again, strict=True))
+    assert len(list((tmp_path / 'codes').iterdir())) == 4
+    assert torch.equal(remembering.file(path).codes, phases[0].codes)
+    assert len(remembering.phases(path, 2)) == 2 and len(list((tmp_path / 'codes').iterdir())) == 5
     save_audio(path, noise(0.03), 16000)
+    assert len(remembering.phases(path, 4)) == len(remembering.phases(path, 4)) < 4
     assert 1 <= len(tokenizer.phases(path, 4)) < 4  # too short to lose most of a frame
 
 
