@@ -37,9 +37,16 @@ class Attachment:
     enabled: bool = True
     prompt_song_id: tp.Optional[str] = None
     seed: tp.Optional[int] = None
+    _wrapper: tp.Optional[tp.Callable] = dataclasses.field(default=None, init=False, repr=False)
 
     def detach(self) -> None:
-        """Put the model back exactly as it was; calling it twice does nothing more."""
+        """Put the model back exactly as it was; calling it twice does nothing more, nor does it after a later attach.
+
+        A wrapper that somebody else has put around this one stays, and generations pass through without attribution.
+        """
+        self.enabled = False
+        if self._wrapper is None or self.musicgen.__dict__.get('_generate_tokens') is not self._wrapper:
+            return
         for name in _SLOTS:
             self.musicgen.__dict__.pop(name, None)
 
@@ -92,7 +99,7 @@ def attach(musicgen: tp.Any, store: tp.Union[FingerprintStore, str, Path], recip
             attachment._generated(tokens, kept, 0 if prompt_tokens is None else prompt_tokens.shape[-1])
         return tokens
 
-    musicgen._generate_tokens = generate_and_attribute
+    attachment._wrapper = musicgen._generate_tokens = generate_and_attribute
     musicgen.last_attributions = []
     musicgen.detach = attachment.detach
     return attachment

@@ -1,8 +1,10 @@
 """MusicGen's solver with one more stage: fingerprint, beside the checkpoints, at the weights of this very moment."""
 
+import functools
 import random
 import typing as tp
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import flashy
@@ -14,7 +16,10 @@ from audiocraft.data.audio_dataset import AudioMeta, SegmentInfo
 from audiocraft.data.music_dataset import MusicInfo
 from audiocraft.solvers import builders
 from audiocraft.solvers.musicgen import MusicGenSolver
+from audiocraft.utils import checkpoint
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import codec as codecs
 from .batches import TokenBatchLoader
@@ -23,6 +28,7 @@ from .catalogue.tracks import read_sidecar
 from .errors import LuminaError
 from .fingerprint import Fingerprinter
 from .hashing import state_hash
+from .models import licence_note, run_config, run_stores
 from .passes import (
     PreparedCatalogue,
     estimate,
@@ -33,9 +39,10 @@ from .passes import (
     run_pass,
     store_path,
 )
-from .recipe import Recipe, get_recipe
-from .store import CheckpointInfo, Identity
+from .recipe import Recipe
+from .store import CheckpointInfo, FingerprintStore, Identity
 from .tokens import Tokenizer
+from .train import BORROWED, absolute_source, recipes_of
 
 __all__ = ['LuminaMusicGenSolver']
 
@@ -46,11 +53,15 @@ class LuminaMusicGenSolver(MusicGenSolver):
     After the stages of an epoch, `fingerprint` runs when `fingerprint.every` says so and at the last epoch, for each of
     `fingerprint.recipes`, over `fingerprint.catalogue` (the training manifest unless said otherwise). It uses the EMA
     weights where there is an EMA, else the raw ones, and leaves the training's weights, gradients, modes and random
-    state alone. `execute_only=fingerprint` runs it on an existing signature.
+    state alone. `execute_only=fingerprint` runs it on an existing signature; where that was never trained, on the last
+    weights of the run that `continue_from` names, as checkpoint epoch-0000 of a store of its own.
+
+    In a distributed training, process zero fingerprints alone while the others wait.
     """
 
     def __init__(self, cfg: omegaconf.DictConfig):
         self._prepared: tp.Optional[PreparedCatalogue] = None
+        self._recipes = recipes_of(cfg)
         super().__init__(cfg)
         if cfg.lumina.tokens_in_memory and 'train' in self.dataloaders:
             if cfg.cache.path:
@@ -118,6 +129,62 @@ class LuminaMusicGenSolver(MusicGenSolver):
                               self.cfg.sample_rate, self.cfg.channels)
         return MusicInfo.from_dict({**(read_sidecar(track.sidecar) or {}), **segment.to_dict()}, fields_required=False)
 
+    # -- weights that were trained before -------------------------------------------------------------------------
+
+    @property
+    def _borrows(self) -> bool:
+        """Whether to fingerprint weights that another run or a hub brought: this one was never trained."""
+        own = self.checkpoint_path(use_fsdp=False).exists()
+        return self.cfg.execute_only == 'fingerprint' and bool(self.cfg.continue_from) and not own
+
+    def load_checkpoints(self, load_best: bool = False, ignore_state_keys: tp.Sequence[str] = ()
+                         ) -> tp.Optional[dict]:
+        """As in audiocraft; but fingerprints of another run are made of its last weights, never of its best ones."""
+        if not self._borrows or self.cfg.continue_from.startswith('//pretrained/'):
+            return super().load_checkpoints(load_best, list(ignore_state_keys))
+        path = checkpoint.resolve_checkpoint_path(self.cfg.continue_from, use_fsdp=False)
+        if path is None:
+            raise LuminaError(f"continue_from is {self.cfg.continue_from}, which has no checkpoint: name another run.")
+        state = checkpoint.load_checkpoint(path)
+        weights = state['ema']['state']['model'] if state.get('ema') else state.get('model')
+        if state.get('fsdp_best_state'):
+            self.logger.warning("%s was sharded: its best weights are the only whole ones, and rounded to the type it "
+                                "was trained in; fingerprinting those.", path)
+            weights = state['fsdp_best_state']['model']
+        if not weights:
+            raise LuminaError(f"continue_from leads to {path}, which holds no weights: name another run.")
+        self._expect_fit(weights, whole=True)
+        self.model.load_state_dict(weights)
+        if self.ema is not None:
+            self.initialize_ema()  # it was set up from what the model held before
+        self.logger.info("Fingerprinting the weights of %s as %s.", path, BORROWED)
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        if not self.cfg.fsdp.use:
+            for weights in (state.get('model'), (state.get('best_state') or {}).get('model')):
+                self._expect_fit(weights or {})
+        super().load_state_dict(state)
+
+    def load_from_pretrained(self, name: str) -> dict:
+        """Weights of a hub's model or of an exported folder."""
+        try:
+            return super().load_from_pretrained(name)
+        except Exception as error:  # of a hub, a connection or a file
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise LuminaError(f"continue_from is //pretrained/{name}, which cannot be fetched ({reason}): check the "
+                              "name and the connection, or name an exported folder.") from error
+
+    def _expect_fit(self, weights: tp.Mapping[str, torch.Tensor], whole: bool = False) -> None:
+        """LuminaError where weights are not of a model of this configuration, or with `whole` some are missing."""
+        own = self.model.state_dict()
+        for name in [*weights, *(own if whole else ())]:
+            found, needed = (tuple(side[name].shape) if name in side else 'absent' for side in (weights, own))
+            if found != needed:
+                raise LuminaError(
+                    f"The weights of {self.cfg.continue_from or self.xp.sig} do not fit this model ({name}: {found} "
+                    f"there, {needed} here): repeat the overrides that they were trained with, e.g. transformer_lm.*.")
+
     # -- the stage ------------------------------------------------------------------------------------------------
 
     def get_formatter(self, stage_name: str) -> flashy.Formatter:
@@ -132,35 +199,48 @@ class LuminaMusicGenSolver(MusicGenSolver):
 
     def should_run_stage(self, stage_name: str) -> bool:
         """As in audiocraft, at the last epoch and every so many; but a stage whose `every` is empty never runs."""
-        return self.cfg[stage_name].get('every') is not None and super().should_run_stage(stage_name)
+        return self.cfg[stage_name].get('every') not in (None, '') and super().should_run_stage(stage_name)
+
+    def run_stage(self, stage_name: str, method: tp.Callable, *args: tp.Any, **kwargs: tp.Any) -> dict:
+        with logging_redirect_tqdm():  # a line of the log goes above a progress bar, not into it
+            return super().run_stage(stage_name, method, *args, **kwargs)
+
+    def log_progress(self, stage_name: str, iterable: tp.Iterable, total: tp.Optional[int] = None, updates: int = 5
+                     ) -> flashy.logging.LogProgressBar:
+        """audiocraft's lines in the log; on a terminal, also a bar for what takes longer than two seconds."""
+        bar = tqdm(iterable, desc=f'{stage_name} {self.epoch}', total=total, delay=2, mininterval=0.5, leave=False,
+                   dynamic_ncols=True, disable=None)  # None: where standard error is no terminal
+        return super().log_progress(stage_name, bar, total=len(bar) if total is None else total, updates=updates)
 
     def run_one_stage(self, stage_name: str) -> None:
         if stage_name != 'fingerprint':
             return super().run_one_stage(stage_name)
-        if self.epoch < 2:
-            raise LuminaError(f"Signature {self.xp.sig} has no checkpoint to fingerprint; train it first with `dora "
-                              "run` or name one with continue_from=//sig/<signature>.")
+        if self.epoch < 2 and not self._borrows:
+            raise LuminaError(f"Signature {self.xp.sig} has no checkpoint to fingerprint: train it first with `dora "
+                              "run`, or take another run's weights by continue_from=//sig/<signature>.")
         self._start_epoch()
-        self.run_stage('fingerprint', self.fingerprint, self.epoch - 1)
+        self.run_stage('fingerprint', self.fingerprint, 0 if self._borrows else self.epoch - 1)
         return None
 
     def fingerprint(self, epoch: tp.Optional[int] = None) -> tp.Dict[str, float]:
         """Fingerprint the catalogue with the current weights into `<xp folder>/lumina/<recipe>/`.
 
+        Process zero works, the others wait for it, however long it takes; what stops it stops them all.
+
         Args:
             epoch (int, optional): Epoch that these weights ended; the current one unless given.
         Returns:
-            dict: songs, seconds, rank per channel of the last recipe.
+            dict: songs, seconds, rank per channel of the last recipe. Empty in other processes than zero.
+        Raises:
+            LuminaError: bad input; in the other processes, any failure of process zero.
         """
         metrics: tp.Dict[str, float] = {}
-        if not flashy.distrib.is_rank_zero():
-            flashy.distrib.barrier()
-            return metrics
         epoch = self.epoch if epoch is None else epoch
-        with _kept_random_state():
-            for name in self.cfg.fingerprint.recipes:
-                metrics = self._fingerprint_with(self._recipe(name), epoch)
-        flashy.distrib.barrier()
+        with _rank_zero_alone() as works:
+            if works:
+                with _kept_random_state():
+                    for recipe in self._recipes:
+                        metrics = self._fingerprint_with(recipe, epoch)
         return metrics
 
     def _fingerprint_with(self, recipe: Recipe, epoch: int) -> tp.Dict[str, float]:
@@ -178,30 +258,99 @@ class LuminaMusicGenSolver(MusicGenSolver):
         self.logger.info("Fingerprinting with recipe %s: %s", recipe.name, estimate(prepared, fingerprinter))
         return run_pass(fingerprinter, prepared, store, info, weights)
 
-    def _recipe(self, name: str) -> Recipe:
-        overrides = omegaconf.OmegaConf.to_container(self.cfg.fingerprint.recipe, resolve=True) or {}
-        return get_recipe(name, **{key: value for key, value in tp.cast(dict, overrides).items() if value is not None})
-
     def _current_weights(self) -> tp.Dict[str, torch.Tensor]:
         """EMA weights where there is an EMA, else raw ones, in fp32; as exports take them."""
         state = self.ema.state_dict()['state']['model'] if self.ema is not None else self.model.state_dict()
         return {name: t.detach().float() if t.is_floating_point() else t.detach() for name, t in state.items()}
 
     def _prepare(self, catalogue: Catalogue, recipe: tp.Optional[Recipe] = None) -> PreparedCatalogue:
-        recipe = recipe or self._recipe(self.cfg.fingerprint.recipes[0])
-        if self._prepared is None or self._prepared.catalogue.hash != catalogue.hash:
+        recipe = recipe or self._recipes[0]
+        wanted = (catalogue.hash, recipe.chunk_seconds, recipe.silence_db, recipe.song_phases)
+        if self._prepared is None or self._prepared_for != wanted:
             tokenizer = Tokenizer(self.compression_model, codecs.codec_hash(self.compression_model),
                                   recipe.chunk_seconds, recipe.silence_db,
                                   cache=self.cfg.lumina.codes_cache or Path(self.folder) / 'lumina' / 'codes')
-            self._prepared = prepare(catalogue, tokenizer, self.model, strict=self.cfg.fingerprint.strict)
+            self._prepared = prepare(catalogue, tokenizer, self.model, self.cfg.fingerprint.strict, recipe.song_phases)
+            self._prepared_for = wanted
         return self._prepared
 
     def _identity(self, recipe: Recipe, prepared: PreparedCatalogue) -> Identity:
-        trained_on = prepared.catalogue.hash
-        if self.cfg.fingerprint.catalogue and self.cfg.fingerprint.catalogue != self.cfg.datasource.train:
-            trained_on = Catalogue.from_manifest(self.cfg.datasource.train).hash
-        return make_identity(f'dora:{self.xp.sig}', self.model, codecs.codec_hash(self.compression_model), recipe,
-                             prepared.catalogue, trained_on)
+        origins = self._origins
+        if self._borrows:
+            trained_on = origins[0].trained_on
+        elif self.cfg.fingerprint.catalogue in (None, self.cfg.datasource.train):
+            trained_on = prepared.catalogue.hash
+        else:
+            trained_on = _songs_hash(self.cfg.datasource.train)
+        model_id = ' from '.join([f'dora:{self.xp.sig}', *(origin.words for origin in origins)])
+        licences = [note for note in (licence_note(origin.name) for origin in origins) if note]
+        return make_identity(model_id, self.model, codecs.codec_hash(self.compression_model), recipe,
+                             prepared.catalogue, trained_on, ' '.join(licences) or None)
+
+    @functools.cached_property
+    def _origins(self) -> tp.List['_Origin']:
+        """The models that this one's training started from, nearest first."""
+        return _origins(self.cfg.continue_from, Path(self.folder).parent)
+
+
+class _Origin(tp.NamedTuple):
+    """A model that another was trained on from, and the hash of the songs that it learnt itself, where known."""
+    name: str
+    trained_on: tp.Optional[str] = None
+
+    @property
+    def words(self) -> str:
+        return self.name + (f' (trained on {self.trained_on[:12]})' if self.trained_on else '')
+
+
+def _origins(source: tp.Optional[str], runs: Path) -> tp.List[_Origin]:
+    """Follow `continue_from` through the configurations of runs and exported folders.
+
+    Args:
+        source (str, optional): The key's value. runs (Path): Folder that holds runs by their signatures.
+    """
+    found: tp.List[_Origin] = []
+    seen: tp.Set[str] = set()
+    while source and source not in seen:
+        seen.add(source)
+        exported = source.startswith('//pretrained/')
+        name = source.removeprefix('//pretrained/')
+        folder = runs / name.removeprefix('//sig/') if name.startswith('//sig/') else Path(name)
+        folder = folder.parent if folder.is_file() else folder
+        source = None
+        if exported and (folder / 'state_dict.bin').is_file():
+            state = torch.load(folder / 'state_dict.bin', map_location='cpu', mmap=True, weights_only=True)
+            source = omegaconf.OmegaConf.create(state['xp.cfg']).get('continue_from')
+            found.append(_Origin(name))
+        elif not exported and (folder / '.hydra' / 'config.yaml').is_file():
+            source = run_config(folder).get('continue_from')
+            source = absolute_source(source, _started_in(folder)) if source else None
+            found.append(_Origin(f'dora:{folder.name}', _trained_on(folder)))
+        else:
+            found.append(_Origin(name))
+    return found
+
+
+def _trained_on(run: Path) -> tp.Optional[str]:
+    """Hash of a run's own training songs: as its store has it, else from its manifest; None where that has moved."""
+    for path in run_stores(run):
+        return FingerprintStore.open(path).identity.trained_on_hash
+    train = run_config(run).datasource.get('train')
+    return _songs_hash(str(_started_in(run) / train)) if train else None
+
+
+def _started_in(run: Path) -> Path:
+    """The folder from which relative paths of a run's configuration are seen."""
+    facts = omegaconf.OmegaConf.load(run / '.hydra' / 'hydra.yaml')
+    return Path(omegaconf.OmegaConf.select(facts, 'hydra.runtime.cwd'))
+
+
+def _songs_hash(manifest: str) -> tp.Optional[str]:
+    """Hash of a catalogue, None where it is not there any more."""
+    try:
+        return Catalogue.from_manifest(manifest).hash
+    except LuminaError:
+        return None
 
 
 def _expect(key: str, configured: tp.Any, found: tp.Any) -> None:
@@ -220,3 +369,29 @@ def _kept_random_state() -> tp.Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def _rank_zero_alone() -> tp.Iterator[bool]:
+    """Yield True in process zero and False in the others, which leave the block when process zero does.
+
+    What process zero raises, the others raise as a LuminaError: nobody waits for a process that has ended.
+    """
+    if not flashy.distrib.is_distributed():
+        yield True
+        return
+    # A group of its own: NCCL's collectives give up after ten minutes, and a pass may take hours.
+    group = torch.distributed.new_group(backend='gloo', timeout=timedelta(days=7))
+    outcome: tp.List[tp.Optional[str]] = ['it was stopped']
+    works = flashy.distrib.is_rank_zero()
+    try:
+        yield works
+        outcome[0] = None
+    except Exception as error:
+        outcome[0] = str(error) or type(error).__name__
+        raise
+    finally:
+        torch.distributed.broadcast_object_list(outcome, src=0, group=group)
+        torch.distributed.destroy_process_group(group)
+        if outcome[0] is not None and not works:
+            raise LuminaError(f"Process zero could not fingerprint: {outcome[0]}")

@@ -1,15 +1,18 @@
 """A minimal web page: generate with attributions attached, or attribute an upload; both channels side by side."""
 
+import errno
+import os
+import socket
 import tempfile
 import typing as tp
 from pathlib import Path
 
 from .errors import LuminaError
 from .report.schema import AttributionReport
+from .report.words import channel_words
 
 MAX_SECONDS = 30.
 COLUMNS = ['song', 'artist', 'cosine', 'confidence %', 'STS', 'LIP %', 'share %']
-CHANNEL_TITLES = {'P': 'Composition (publishing)', 'M': 'Production (master)'}
 
 
 def channel_rows(report: AttributionReport, channel: str, top: int = 10) -> tp.List[tp.List[tp.Any]]:
@@ -24,11 +27,11 @@ def channel_rows(report: AttributionReport, channel: str, top: int = 10) -> tp.L
 def build_page(studio: tp.Any) -> tp.Any:
     """The Gradio page over a loaded `Studio`."""
     import gradio as gr
-    folder = Path(tempfile.mkdtemp(prefix='lumina-demo-'))
+    folder, channels = Path(tempfile.mkdtemp(prefix='lumina-demo-')), studio.store.channels
 
     def shown(report: AttributionReport, html: Path) -> tp.List[tp.Any]:
         notes = '\n\n'.join(f'⚠ {warning}' for warning in report.warnings)
-        return [*(channel_rows(report, channel) for channel in CHANNEL_TITLES), notes, str(html)]
+        return [*(channel_rows(report, channel) for channel in channels), notes, str(html)]
 
     def generate(text: str, prompt: tp.Optional[str], seconds: float, seed: float,
                  progress: gr.Progress = gr.Progress(track_tqdm=True)) -> tp.List[tp.Any]:  # noqa: B008 (gradio's way)
@@ -48,7 +51,8 @@ def build_page(studio: tp.Any) -> tp.Any:
 
     def results() -> tp.List[tp.Any]:
         with gr.Row():
-            tables = [gr.Dataframe(headers=COLUMNS, label=title, wrap=True) for title in CHANNEL_TITLES.values()]
+            tables = [gr.Dataframe(headers=COLUMNS, label=channel_words(channel).name, wrap=True)
+                      for channel in channels]
         return [*tables, gr.Markdown(), gr.File(label='Report (HTML)')]
 
     with gr.Blocks(title='LUMINA attribution') as page:
@@ -83,11 +87,38 @@ class _friendly:
             raise gr.Error(str(error)) from error
 
 
+def expect_free(host: str, port: int) -> None:
+    """Raise LuminaError where no server can listen at this address: told before a model is loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name == 'posix':  # as servers do: an address that was in use a moment ago is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or str(error)
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise LuminaError(f"Port {port} of {host} is taken by another program; choose another by --port.") from None
+        if isinstance(error, PermissionError):
+            raise LuminaError(f"Port {port} of {host} must not be used ({reason}); choose one above 1023 by "
+                              "--port.") from None
+        raise LuminaError(f"The page cannot be served at {host} ({reason}); give an address of this machine by --host, "
+                          "such as 127.0.0.1.") from None
+
+
 def launch(model: tp.Union[str, Path], store: tp.Optional[Path] = None, device: tp.Optional[str] = None,
            host: str = '127.0.0.1', port: int = 7860, **options: tp.Any) -> tp.Any:
-    """Load a model with its store and serve the page; sends nothing anywhere. Returns when the server is stopped."""
-    import os
+    """Load a model with its store and serve the page; sends nothing anywhere. Returns when the server is stopped.
+
+    Raises:
+        LuminaError: for a host or port that cannot be listened at, or what `Studio` raises.
+    """
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     from .workflows import Studio
+    expect_free(host, port)
     page = build_page(Studio(model, store, device=device))
-    return page.launch(server_name=host, server_port=port, share=False, **options)
+    try:
+        return page.launch(server_name=host, server_port=port, share=False, **options)
+    except OSError:
+        expect_free(host, port)  # somebody was quicker while the model was loaded
+        raise

@@ -1,5 +1,6 @@
 """The command line: exit codes, one clear sentence, help that teaches."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,11 @@ def bad_inputs(folder: Path):
         (['catalogue', 'build', nothing, '--out', folder / 'out'], 'no recordings'),
         (['fingerprint', 'no-such-model'], 'no-such-model'), (['fingerprint', folder, '--recipe', 'mine'], 'mine'),
         (['generate', '--out', folder / 'out', '--model', folder / 'gone'], 'gone'),
+        (['generate', '--out', folder / 'out', '--model', nothing], 'nothing has no state_dict.bin'),
+        (['generate', '--out', folder / 'out', '--top-k', '0'], '--top-k'),
+        (['generate', '--out', folder / 'out', '--n', 'many'], '--n'), (['generate'], '--out'),
+        (['generat'], 'generat'), (['fingerprint', folder, '--set', 'projection'], 'KEY=VALUE'),
+        (['demo', '--model', nothing, '--host', 'nowhere.invalid'], '--host'),
     ]
 
 
@@ -59,6 +65,28 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path):
         assert code == 2, argv
         last = err.strip().splitlines()[-1]
         assert last.startswith('Error: ') and named in last and 'Traceback' not in err, (argv, err)
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capsys):
+    with socket.socket() as busy:
+        busy.bind(('127.0.0.1', 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        code, _, err = run(capsys, 'demo', '--model', 'nothing', '--port', port)
+    assert code == 2 and f'Port {port}' in err and '--port' in err
+
+
+def test_an_interruption_says_that_nothing_is_lost(capsys, monkeypatch, tmp_path):
+    def interrupt(path):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('lumina_plugin.audio.read_audio', interrupt)
+    code, _, err = run(capsys, 'attribute', tmp_path)
+    assert code == 130 and 'what was finished is kept' in err
+
+
+def test_nothing_asked_prints_help(capsys):
+    code, out, err = run(capsys)
+    assert code == 2 and 'Usage' in out + err and 'Error' not in out + err
 
 
 def test_without_a_run_the_mend_is_named(capsys, tmp_path, monkeypatch):

@@ -19,6 +19,13 @@ PRESETS = sorted(str(p.relative_to(CONFIG / 'solver').with_suffix('')) for p in 
 MUSICGEN = 'solver=musicgen/default'
 
 
+def songs(folder: Path, text: str = '{"path": "a.wav", "duration": 1.0, "sample_rate": 16000}\n') -> Path:
+    """A folder with a manifest."""
+    folder.mkdir(exist_ok=True)
+    (folder / 'data.jsonl').write_text(text)
+    return folder
+
+
 def get(cfg: omegaconf.DictConfig, key: str):
     return omegaconf.OmegaConf.select(cfg, key, throw_on_missing=True)
 
@@ -122,14 +129,166 @@ def test_missing_data_is_one_sentence_that_names_the_key(tmp_path):
     cfg.datasource.train = str(tmp_path / 'no')
     with pytest.raises(LuminaError, match='does not exist'):
         train.resolve_config_dset_paths(cfg)
-    cfg.datasource.train = cfg.datasource.valid = str(tmp_path)
+    cfg.datasource.train = cfg.datasource.valid = str(songs(tmp_path))
     train.resolve_config_dset_paths(cfg)
     cfg.execute_only = 'generate'
     with pytest.raises(LuminaError, match=r'datasource\.generate'):
         train.resolve_config_dset_paths(cfg)
 
 
+@pytest.mark.parametrize('solver', [MUSICGEN, 'solver=compression/default', 'solver=lumina/default'])
+@pytest.mark.parametrize('split', ['train', 'evaluate'])
+def test_a_folder_without_songs_is_one_sentence_for_every_solver(solver, split, tmp_path):
+    cfg = train.main.get_xp([solver, 'dset=audio/default']).cfg
+    cfg.datasource.train = cfg.datasource.valid = str(songs(tmp_path / 'whole'))
+    (tmp_path / 'bare').mkdir()
+    for folder, told in (tmp_path / 'bare', 'holds no data.jsonl'), (songs(tmp_path / 'empty', '\n'), 'is empty'):
+        cfg.datasource[split] = str(folder)
+        with pytest.raises(LuminaError, match=rf'datasource\.{split} is not usable: .*{told}'):
+            train.resolve_config_dset_paths(cfg)
+
+
+def test_a_fingerprint_pass_asks_for_its_own_songs_alone(tmp_path):
+    cfg = train.main.get_xp(['solver=lumina/default', 'dset=audio/default', 'execute_only=fingerprint']).cfg
+    with pytest.raises(LuminaError, match=r'datasource\.train is empty'):
+        train.resolve_config_dset_paths(cfg)
+    cfg.fingerprint.catalogue = str(songs(tmp_path))
+    train.resolve_config_dset_paths(cfg)
+    cfg.execute_only = None
+    cfg.datasource.train = cfg.datasource.valid = str(tmp_path)
+    cfg.fingerprint.catalogue = str(tmp_path / 'no')
+    with pytest.raises(LuminaError, match=r'fingerprint\.catalogue is .*no, which does not exist'):
+        train.resolve_config_dset_paths(cfg)
+
+
+def test_paths_are_seen_from_where_dora_was_started_and_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('run', 'exported'):
+        (tmp_path / folder).mkdir()
+    cfg = train.main.get_xp(['solver=lumina/default', 'fingerprint.catalogue=mine', 'lumina.codes_cache=codes']).cfg
+    wanted = {'run': f'{tmp_path}/run', './codec.th': f'{tmp_path}/codec.th', '/abs/x.th': '/abs/x.th',
+              '//pretrained/exported': f'//pretrained/{tmp_path}/exported'}
+    same = ('//sig/abcd1234', '//pretrained/facebook/musicgen-small', '//reference/x', 'lumina//tiny', 'tiny',
+            'facebook/encodec_32khz')
+    for name, absolute in {**wanted, **{name: name for name in same}}.items():
+        cfg.continue_from = cfg.compression_model_checkpoint = name
+        train.resolve_paths(cfg)
+        train.resolve_paths(cfg)  # twice is once
+        assert cfg.continue_from == cfg.compression_model_checkpoint == absolute
+    assert cfg.fingerprint.catalogue == f'{tmp_path}/mine' and cfg.lumina.codes_cache == f'{tmp_path}/codes'
+
+
+@pytest.mark.parametrize('key', ['continue_from', 'compression_model_checkpoint'])
+def test_a_model_that_is_not_there_or_damaged_is_told_at_once(key, tmp_path, monkeypatch):
+    import torch
+    monkeypatch.setattr(train.main.dora, 'dir', tmp_path)
+    runs = tmp_path / 'xps'
+    for sig in ('untrained', 'torn', 'foreign', 'good'):
+        (runs / sig).mkdir(parents=True)
+    for sig, state in ('foreign', {'weights': 1}), ('good', {'best_state': {}}):
+        torch.save(state, runs / sig / 'checkpoint.th')
+    whole = (runs / 'good' / 'checkpoint.th').read_bytes()
+    (runs / 'torn' / 'checkpoint.th').write_bytes(whole[:len(whole) // 2])
+    cfg = train.main.get_xp([MUSICGEN]).cfg
+    for name, told in {
+            '//sig/TYPO': 'there is no run TYPO below .*: check the signature',
+            '//sig/untrained': r'has no checkpoint\.th: train that run first',
+            '//sig/torn': 'torn/checkpoint.th cannot be read as a checkpoint .*: name another run',
+            str(runs / 'torn' / 'checkpoint.th'): 'cannot be read',
+            '//sig/foreign': 'it has no best_state',
+            str(tmp_path / 'gone.th'): 'which does not exist: name a run',
+            f'//pretrained/{tmp_path}/gone': 'gone does not exist',
+            'facebook/musicgen-small': '//pretrained/<name>'}.items():
+        cfg[key] = name
+        with pytest.raises(LuminaError, match=f'^{key} is {name}.*{told}'):
+            train.check_inputs(cfg, tmp_path)
+    for name in ('//sig/good', str(runs / 'good'), '//pretrained/facebook/musicgen-small'):
+        cfg[key] = name
+        train.check_inputs(cfg, tmp_path)
+    if key == 'continue_from':  # a run with a checkpoint goes on from that one, which must be whole as well
+        cfg[key] = '//sig/TYPO'
+        train.check_inputs(cfg, runs / 'good')
+        with pytest.raises(LuminaError, match="The run's own checkpoint .*torn"):
+            train.check_inputs(cfg, runs / 'torn')
+
+
+def test_a_stage_that_a_solver_lacks_is_named(tmp_path):
+    cfg = train.main.get_xp([MUSICGEN, 'execute_only=fingerprint']).cfg
+    with pytest.raises(LuminaError, match='execute_only is fingerprint, which solver=musicgen .*choose valid'):
+        train.check_inputs(cfg, tmp_path)
+
+
+def test_an_unknown_key_or_preset_is_one_sentence(monkeypatch, capsys):
+    bad = 'solver=lumina/default', 'fingerprint.recipe.foo=1'
+    with pytest.raises(LuminaError, match=r'fingerprint\.recipe\.foo'):
+        train.main.get_xp(bad)
+    monkeypatch.setattr(sys, 'argv', ['/anywhere/bin/dora', 'run'])
+    for argv, named in (bad, 'fingerprint.recipe.foo'), (('solver=lumina/typo',), 'solver/lumina/typo'):
+        with pytest.raises(SystemExit) as end:
+            train.main.get_xp(argv)
+        told = capsys.readouterr().err
+        assert end.value.code == 2 and told.startswith('Error: ') and named in told and told.count('\n') == 1
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+def lumina(*overrides: str) -> omegaconf.DictConfig:
+    return train.main.get_xp(['solver=lumina/default', *overrides]).cfg
+
+
+def test_every_key_of_a_recipe_is_in_the_configuration():
+    from lumina_plugin.recipe import Recipe
+    listed = lumina().fingerprint.recipe
+    assert set(listed) == set(Recipe.model_fields)
+    for section in ('projection', 'scoring', 'gate'):
+        assert set(listed[section]) == set(Recipe.model_fields[section].annotation.model_fields)
+
+
+def test_recipes_take_what_is_given_and_keep_the_rest():
+    from lumina_plugin.recipe import get_recipe
+    assert train.recipes_of(lumina('fingerprint.recipes=[default,paper]')) == [get_recipe('default'),
+                                                                               get_recipe('paper')]
+    (recipe,) = train.recipes_of(lumina('fingerprint.recipe.name=wide', 'fingerprint.recipe.projection.dim=1024',
+                                        'fingerprint.recipe.projection.block_width=0'))
+    assert recipe.name == 'wide'
+    assert recipe.fingerprint_keys == get_recipe('default', projection={'dim': 1024, 'block_width': None}
+                                                 ).fingerprint_keys
+
+
+@pytest.mark.parametrize('override,told', [
+    ('fingerprint.recipes=[typo]', "no recipe 'typo'"), ('fingerprint.recipes=[]', 'is empty'),
+    ('+fingerprint.recipe.foo=1', "'foo'"), ('fingerprint.recipe.projection.dim=2', r"'projection\.dim'"),
+    ('fingerprint.recipe.name=a/b', 'names a folder'), ('fingerprint.recipe.name=codes', 'names a folder'),
+    ('fingerprint.recipes=[default,paper] fingerprint.recipe.name=x', 'default, paper.*one store')])
+def test_a_bad_recipe_is_told_before_training(override, told, tmp_path):
+    with pytest.raises(LuminaError, match=told):
+        train.check_inputs(lumina(*override.split()), tmp_path)
+
+
+def test_a_store_of_another_recipe_is_told_before_training(tmp_path):
+    from lumina_plugin.recipe import get_recipe
+    from lumina_plugin.store import FingerprintStore, Identity
+    old = get_recipe('default')
+    store = FingerprintStore.create(tmp_path / 'lumina' / 'default', Identity(
+        model_id='m', model_config_hash='m', codec_hash='c', recipe_hash=old.fingerprint_hash, catalogue_hash='s',
+        dim=512), [{'id': 'a', 'duration': 1.}])
+    train.check_inputs(lumina(), tmp_path)
+    changed = ['fingerprint.recipe.objective=cross_entropy']
+    with pytest.raises(LuminaError, match=f'{store.path}.*store: {old.fingerprint_hash}, yours: .*recipe.name'):
+        train.check_inputs(lumina(*changed), tmp_path)
+    train.check_inputs(lumina(*changed, 'fingerprint.recipe.name=loss'), tmp_path)
+    train.check_inputs(lumina(*changed, 'fingerprint.every=null'), tmp_path)  # will not touch it
+
+
+def test_fingerprints_of_a_sharded_training_are_refused_before_it(tmp_path):
+    with pytest.raises(LuminaError, match=r'fsdp\.use=true.*fingerprint\.every=null'):
+        train.check_inputs(lumina('fsdp.use=true'), tmp_path)
+    for off in ('null', ''):
+        train.check_inputs(lumina('fsdp.use=true', f'fingerprint.every={off}'), tmp_path)
+
+
 def test_unknown_solver_and_signature_are_named(tmp_path):
+    songs(tmp_path)
     cfg = train.main.get_xp([MUSICGEN, f'datasource.train={tmp_path}', f'datasource.valid={tmp_path}']).cfg
     cfg.solver = 'nonsense'
     with pytest.raises(LuminaError, match='nonsense'):

@@ -9,17 +9,26 @@ import typing as tp
 
 from ..errors import LuminaError
 
+_INTERRUPTED = "Interrupted; what was finished is kept, and the same command goes on from there."
+
 
 def main(argv: tp.Optional[tp.Sequence[str]] = None) -> None:
     """Entry point; the only place where an exception becomes an exit code."""
+    import typer
+
     from .app import app
     try:
-        app(args=list(argv) if argv is not None else None, prog_name='lumina')
+        # not typer's own way to end: it would draw its errors in boxes and end silently at Ctrl-C, by returning 130
+        code = app(args=list(argv) if argv is not None else None, prog_name='lumina', standalone_mode=False)
+        if isinstance(code, int) and code:
+            _fail(_INTERRUPTED if code == 130 else "Stopped.", code)
     except LuminaError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("Interrupted; what was finished is kept, and the same command goes on from there.", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(_INTERRUPTED, 130)
     except Exception as error:
+        if hasattr(error, 'format_message'):  # the command line itself: an unknown option, a value out of range
+            _fail_usage(error)
         if os.environ.get('LUMINA_DEBUG'):
             raise
         _fail(f"Internal error ({type(error).__name__}: {_first_line(error)}). Set LUMINA_DEBUG=1 to see where, and "
@@ -29,6 +38,15 @@ def main(argv: tp.Optional[tp.Sequence[str]] = None) -> None:
 def _fail(message: str, code: int) -> tp.NoReturn:
     print(f'Error: {message}' if code != 130 else message, file=sys.stderr)
     sys.exit(code)
+
+
+def _fail_usage(error: tp.Any) -> tp.NoReturn:
+    """End with what typer has to say of a command line, in one sentence; where nothing was asked, help is printed."""
+    if type(error).__name__ == 'NoArgsIsHelpError':
+        error.show()
+        sys.exit(2)
+    command = error.ctx.command_path if getattr(error, 'ctx', None) else 'lumina'
+    _fail(f"{error.format_message().strip().rstrip('.')}; see `{command} --help`.", 2)
 
 
 def _first_line(error: BaseException) -> str:

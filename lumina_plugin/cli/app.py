@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import typing as tp
 from pathlib import Path
@@ -59,18 +60,20 @@ def quickstart(
         print(render_table(report))
     shown = Path(os.path.relpath(result.run))
     clip = Path(os.path.relpath(result.clips[0]))
+    song = Path(os.path.relpath(out / 'embedded' / 'audio' / 'train' / 'song-001.wav'))
     model = '' if out == Path('outputs') else f' --model {shown}'  # without it, commands look below ./outputs
+    activate = '' if shutil.which('lumina') else f'\n  . {os.path.relpath(sys.prefix)}/bin/activate'
     print(f"""
 Stored  {os.path.relpath(result.store)}   (fingerprints of every checkpoint, both channels)
 Reports {clip.parent}/*/report.html   (open one in a browser)
 
-Try next:
-  lumina attribute {clip}/audio.wav{model}
-      attribute any recording
-  lumina generate --text "slow waltz" --out outputs/mine{model}
+Try next:{activate}
+  lumina attribute {song}{model}
+      attribute any recording; this one is a song of the catalogue
+  lumina generate --text "slow waltz" --out {os.path.relpath(out / 'generated')}{model}
       generate with attributions attached (--continue SONG.wav: go on from a recording)
   lumina fingerprint {shown} --recipe paper
-      the printed recipe beside the default one
+      LUMINA's pipeline as its paper prints it, in a store beside the default one
   lumina demo{model}
       generate and attribute in a browser""")
 
@@ -103,20 +106,25 @@ def fingerprint(
     catalogue: tp.Annotated[tp.Optional[Path], typer.Option(
         '--catalogue', '-c', help="Manifest of the songs; a run's own training songs unless said.")] = None,
     out: tp.Annotated[tp.Optional[Path], typer.Option('--out', '-o', help="Folder of the store.")] = None,
-    recipe: tp.Annotated[str, typer.Option('--recipe', '-r', help="default or paper.")] = 'default',
+    recipe: tp.Annotated[str, typer.Option(
+        '--recipe', '-r', help="default or paper, changed by the run's own fingerprint.recipe.*")] = 'default',
+    settings: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+        '--set', metavar='KEY=VALUE', help="Change a key of the recipe, as in `--set projection.dim=256 --set "
+                                           "name=wide`; may be repeated. The name is the store's folder's.")] = None,
     strict: tp.Annotated[bool, typer.Option(help="Stop at a song that cannot be read.")] = False,
     batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
     device: _Device = None,
 ) -> None:
     """Fingerprint a catalogue with a trained model. During a training, `dora run solver=lumina/…` does it alongside."""
-    from ..recipe import get_recipe
-    from ..workflows import fingerprint_model
-    store = fingerprint_model(model, catalogue, out, get_recipe(recipe), strict, device, batch_size)
+    from ..workflows import fingerprint_model, recipe_for
+    keys = recipe_for(model, recipe, settings or [])
+    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size)
     unusable = [track for track in store.tracks if track.status != 'ok']
     for track in unusable:
         print(f'{track.status}: {track.id} ({track.reason})')
     print(f"{len(store.tracks) - len(unusable)} songs fingerprinted, {len(unusable)} skipped or silent, "
-          f"{len(store.checkpoints)} checkpoints, in {store.path}")
+          f"{len(store.checkpoints)} checkpoints, in {store.path}"
+          f"{' (this recipe asks for the last checkpoint alone)' if keys.checkpoints == 'last' else ''}")
 
 
 @app.command()
@@ -124,6 +132,8 @@ def generate(
     out: tp.Annotated[Path, typer.Option('--out', '-o', help="Folder; each clip gets one of its own in it.")],
     text: tp.Annotated[tp.Optional[str], typer.Option('--text', '--prompt', help="What it should sound like.")] = None,
     continue_from: tp.Annotated[tp.Optional[Path], typer.Option('--continue', help="Recording to continue.")] = None,
+    melody: tp.Annotated[tp.Optional[Path], typer.Option(
+        '--melody', help="Recording whose melody to follow; needs a melody model.")] = None,
     prompt_seconds: tp.Annotated[float, typer.Option(min=0.1, help="How much of the recording is the prompt.")] = 3.,
     offset: tp.Annotated[float, typer.Option(
         min=0., help="Where in the recording the prompt begins, in seconds.")] = 0.,
@@ -140,11 +150,14 @@ def generate(
     from ..workflows import Prompt, Studio, quickstart_run
     studio = Studio(model or quickstart_run(), store, device=device)
     prompt = Prompt(continue_from, prompt_seconds, offset=offset) if continue_from is not None else None
-    clips = studio.generate(out, name, text, prompt, seconds, count, seed, top_k, temperature, progress=not quiet)
+    clips = studio.generate(out, name, text, prompt, seconds, count, seed, top_k, temperature, progress=not quiet,
+                            melody=melody)
     for clip in clips:
         if not quiet:
             print(f'\n{clip.folder}')
         print(render_table(clip.report))
+        if not quiet:
+            print(f'Report: {clip.folder}/report.html')
 
 
 @app.command()
@@ -161,7 +174,10 @@ def attribute(
     from ..report.render import render_table
     from ..workflows import Studio, quickstart_run
     read_audio(file)  # a bad file is told before a model is loaded
-    report = Studio(model or quickstart_run(), store, device=device).attribute(file, out)
+    studio = Studio(model or quickstart_run(), store, device=device)
+    report = studio.attribute(file, out)
+    if not json_:
+        print(f'{file} by {report.model.id} against {studio.store.path}, {report.store.songs} songs\n')
     print(report.model_dump_json(indent=2) if json_ else render_table(report, top=top))
     if out is not None and not json_:
         print(f'\nWritten: {out}/report.html and report.json')

@@ -1,0 +1,125 @@
+"""Parts of the solver that need no training."""
+
+import io
+import logging
+import time
+from types import SimpleNamespace
+
+import flashy
+import pytest
+import torch
+
+from lumina_plugin import compat
+from lumina_plugin.errors import LuminaError
+
+compat.install()
+
+from lumina_plugin import solver as solvers  # noqa: E402  (after the shims)
+
+
+@pytest.fixture
+def bare():
+    """A solver with nothing built."""
+    solver = object.__new__(solvers.LuminaMusicGenSolver)
+    solver.cfg = SimpleNamespace(continue_from='//sig/abcd1234')
+    solver.xp = SimpleNamespace(sig='abcd1234', link=SimpleNamespace(history=[]))
+    return solver
+
+
+def test_weights_of_another_shape_are_told_with_the_name_and_both_shapes(bare):
+    bare.model = torch.nn.Linear(4, 2)
+    weights = bare.model.state_dict()
+    bare._expect_fit(weights, whole=True)
+    bare._expect_fit({'weight': weights['weight']})
+    with pytest.raises(LuminaError, match=r'//sig/abcd1234 .*bias: absent there, \(2,\) here.*repeat the overrides'):
+        bare._expect_fit({'weight': weights['weight']}, whole=True)
+    with pytest.raises(LuminaError, match=r'weight: \(4, 2\) there, \(2, 4\) here'):
+        bare._expect_fit({'weight': weights['weight'].t()})
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(bare):
+    with pytest.raises(LuminaError, match='continue_from is //pretrained/facebook/none, which cannot be fetched'):
+        bare.load_from_pretrained('facebook/none')
+
+
+def test_a_chain_of_runs_is_followed_to_the_hub_and_never_in_circles(tmp_path):
+    from omegaconf import OmegaConf
+
+    def run(sig, source, songs=None):
+        (tmp_path / sig / '.hydra').mkdir(parents=True)
+        OmegaConf.save({'continue_from': source, 'datasource': {'train': songs}}, tmp_path / sig / '.hydra/config.yaml')
+        OmegaConf.save({'hydra': {'runtime': {'cwd': str(tmp_path)}}}, tmp_path / sig / '.hydra/hydra.yaml')
+
+    run('a', '//sig/b')
+    run('b', './c/checkpoint.th')  # seen from where that run was started
+    run('c', '//pretrained/facebook/musicgen-medium')
+    (tmp_path / 'c' / 'checkpoint.th').touch()
+    names = [origin.name for origin in solvers._origins('//sig/a', tmp_path)]
+    assert names == ['dora:a', 'dora:b', 'dora:c', 'facebook/musicgen-medium']
+    assert solvers._origins(None, tmp_path) == []
+    run('d', '//sig/e')
+    run('e', '//sig/d')
+    assert {origin.name for origin in solvers._origins('//sig/d', tmp_path)} == {'dora:d', 'dora:e'}
+
+
+class _Processes:
+    """Two processes in turn: what zero broadcasts, the other receives."""
+
+    def __init__(self, monkeypatch):
+        self.rank, self.sent = 0, None
+        monkeypatch.setattr(flashy.distrib, 'is_distributed', lambda: True)
+        monkeypatch.setattr(flashy.distrib, 'is_rank_zero', lambda: self.rank == 0)
+        monkeypatch.setattr(torch.distributed, 'new_group', lambda **kwargs: kwargs)
+        monkeypatch.setattr(torch.distributed, 'broadcast_object_list', self._broadcast)
+        monkeypatch.setattr(torch.distributed, 'destroy_process_group', lambda group: None)
+
+    def _broadcast(self, outcome, src, group):
+        assert src == 0 and group['backend'] == 'gloo' and group['timeout'].days >= 1
+        if self.rank == 0:
+            self.sent = list(outcome)
+        else:
+            outcome[:] = self.sent
+
+
+def test_what_stops_process_zero_stops_those_that_wait(monkeypatch):
+    processes = _Processes(monkeypatch)
+    with solvers._rank_zero_alone() as works:
+        assert works
+    processes.rank = 1
+    with solvers._rank_zero_alone() as works:
+        assert not works
+    for error, told in (LuminaError('no such song'), 'no such song'), (KeyboardInterrupt(), 'stopped'):
+        processes.rank = 0
+        with pytest.raises(type(error)), solvers._rank_zero_alone():
+            raise error
+        processes.rank = 1
+        with pytest.raises(LuminaError, match=f'Process zero could not fingerprint: .*{told}'):
+            with solvers._rank_zero_alone():
+                pass
+
+
+class _Terminal(io.StringIO):
+    def __init__(self, tty):
+        super().__init__()
+        self.isatty = lambda: tty
+
+
+@pytest.mark.parametrize('tty', [True, False])
+def test_a_terminal_shows_a_bar_and_the_log_keeps_its_lines(bare, tty, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    now = time.time()
+    monkeypatch.setattr('tqdm.std.time', lambda: now)  # its clock
+    screen = _Terminal(tty)
+    monkeypatch.setattr('sys.stderr', screen)
+    bare._current_stage, bare._current_formatter = 'train', flashy.Formatter()
+    bare.result_logger = SimpleNamespace(get_log_progress_bar=lambda name, items, total, updates, formatter, **_:
+                                         flashy.logging.LogProgressBar(logging.getLogger('x'), items, updates=updates,
+                                                                       total=total, name=name, formatter=formatter))
+    progress = bare.log_progress('train', range(8), total=8, updates=4)
+    for index, _ in enumerate(progress):
+        now += 1
+        progress.update(ce=index)
+        if index == 0:
+            assert 'train 1' not in screen.getvalue()  # not before two seconds
+    assert ('train 1' in screen.getvalue()) == tty
+    assert sum('train |' in line for line in caplog.messages) == 3
