@@ -198,8 +198,12 @@ class LuminaMusicGenSolver(MusicGenSolver):
             self.run_stage('fingerprint', self.fingerprint)
 
     def should_run_stage(self, stage_name: str) -> bool:
-        """As in audiocraft, at the last epoch and every so many; but a stage whose `every` is empty never runs."""
-        return self.cfg[stage_name].get('every') not in (None, '') and super().should_run_stage(stage_name)
+        """As in audiocraft, at the last epoch and every so many; but `every` may be a list of epochs, and a stage whose
+        `every` is empty never runs."""
+        every = self.cfg[stage_name].get('every')
+        if omegaconf.OmegaConf.is_list(every):
+            return self.epoch in every or self.epoch == self.cfg.optim.epochs
+        return every not in (None, '') and super().should_run_stage(stage_name)
 
     def run_stage(self, stage_name: str, method: tp.Callable, *args: tp.Any, **kwargs: tp.Any) -> dict:
         with logging_redirect_tqdm():  # a line of the log goes above a progress bar, not into it

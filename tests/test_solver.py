@@ -123,3 +123,16 @@ def test_a_terminal_shows_a_bar_and_the_log_keeps_its_lines(bare, tty, monkeypat
             assert 'train 1' not in screen.getvalue()  # not before two seconds
     assert ('train 1' in screen.getvalue()) == tty
     assert sum('train |' in line for line in caplog.messages) == 3
+
+
+@pytest.mark.parametrize('every, epochs', [
+    (4, [4, 8, 10]), ([1, 2, 4], [1, 2, 4, 10]), (None, []), ('', []), (100, [10])])
+def test_checkpoints_to_fingerprint_come_every_so_many_epochs_or_from_a_list(bare, every, epochs):
+    from omegaconf import OmegaConf
+    bare.cfg = OmegaConf.create({'fingerprint': {'every': every}, 'optim': {'epochs': 10}})
+    found = []
+    for epoch in range(1, 11):
+        bare.xp.link.history = [{}] * (epoch - 1)  # flashy counts the epochs that are done
+        if bare.should_run_stage('fingerprint'):
+            found.append(epoch)
+    assert found == epochs
