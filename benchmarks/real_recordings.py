@@ -1,10 +1,11 @@
 """How well is the source of real recordings found? Runs the documented commands and writes docs/real_recordings.md.
 
-    python benchmarks/real_recordings.py FOLDER [--run outputs/xps/SIGNATURE] [--excerpts-only] [--at-least N]
+    python benchmarks/real_recordings.py FOLDER [--run outputs/xps/SIGNATURE] [--draws 3] [--excerpts-only]
+                                         [--at-least N]
 
 FOLDER holds recordings of any common format. The quickstart's model is trained on them (`solver=lumina/finetune`); then
 an excerpt of each (10 s, or 60 % of its length if that is shorter, at a random offset) is attributed, and each is
-continued from a prompt of 3 s. Which song ranks first?
+continued from a prompt of 3 s. Which song ranks first? `--draws` repeats that with other offsets and seeds.
 """
 
 import dataclasses
@@ -32,10 +33,9 @@ class Row:
     shares: tp.Dict[str, float]
 
 
-def row_of(song: str, query: str, report: tp.Any) -> Row:
-    """Find the source's rows in a report."""
-    found = {channel: next(row for row in part.rows if row.track_id == song)
-             for channel, part in report.channels.items()}
+def row_of(song: str, query: str, channels: tp.Mapping[str, tp.Any]) -> Row:
+    """Find the source's rows in a report's channels."""
+    found = {channel: next(row for row in part.rows if row.track_id == song) for channel, part in channels.items()}
     return Row(song, query, {c: r.rank for c, r in found.items()}, {c: r.cosine for c, r in found.items()},
                {c: r.share for c, r in found.items()})
 
@@ -69,21 +69,24 @@ def excerpts(studio: tp.Any, catalogue: tp.Any, seed: int) -> tp.List[Row]:
             path = Path(temporary) / f'{track.id}.wav'
             save_audio(path, wav[:, offset:offset + length], rate)
             report = studio.attribute(path)
-            rows.append(row_of(track.id, f'{length / rate:.1f} s from {offset / rate:.1f} s', report))
+            rows.append(row_of(track.id, f'{length / rate:.1f} s from {offset / rate:.1f} s', report.channels))
     return rows
 
 
-def continuations(studio: tp.Any, catalogue: tp.Any, seed: int, out: Path) -> tp.List[Row]:
-    """Continue each song from a prompt at a random offset."""
+def continuations(studio: tp.Any, catalogue: tp.Any, seed: int, out: Path) -> tp.Tuple[tp.List[Row], tp.List[Row]]:
+    """Continue each song from a prompt at a random offset; read without the prompt's frames, and with them."""
     from lumina_plugin.workflows import Prompt
     generator = torch.Generator().manual_seed(seed)
-    rows = []
+    without, counted = [], []
     for index, track in enumerate(catalogue):
         offset = float(torch.rand(1, generator=generator)) * max(track.duration - PROMPT_SECONDS, 0)
         prompt = Prompt(Path(track.path), PROMPT_SECONDS, track.id, offset)
-        clip = studio.generate(out, f'continues-{track.id}', prompt=prompt, seconds=CLIP_SECONDS, seed=seed + index)[0]
-        rows.append(row_of(track.id, f'prompt from {offset:.1f} s', clip.report))
-    return rows
+        clip = studio.generate(out / f'draw-{seed}', f'continues-{track.id}', prompt=prompt, seconds=CLIP_SECONDS,
+                               seed=seed + index)[0]
+        query = f'prompt from {offset:.1f} s'
+        without.append(row_of(track.id, query, clip.report.channels))
+        counted.append(row_of(track.id, query, clip.report.other_reading.channels))
+    return without, counted
 
 
 def firsts(rows: tp.Sequence[Row], channel: str) -> int:
@@ -102,8 +105,22 @@ def table(title: str, rows: tp.Sequence[Row]) -> tp.List[str]:
             f"Source first: P {firsts(rows, 'P')} of {len(rows)}, M {firsts(rows, 'M')} of {len(rows)}.", '']
 
 
+def summary(families: tp.Mapping[str, tp.Sequence[tp.Sequence[Row]]], songs: int) -> tp.List[str]:
+    """How often the source ranks first, for each draw of offsets and seeds."""
+    draws = max(map(len, families.values()))
+    heads = ' | '.join(f'draw {draw + 1}: P / M' for draw in range(draws))
+    lines = [f'### Source first, of {songs}', '', f'| | {heads} | all |', '|---|' + '---|' * (draws + 1)]
+    for title, drawn in families.items():
+        counts = [[firsts(rows, channel) for channel in ('P', 'M')] for rows in drawn]
+        if counts:
+            total = [sum(column) for column in zip(*counts, strict=True)]
+            cells = [f'{p} / {m}' for p, m in counts]
+            lines.append(f"| {title} | {' | '.join(cells)} | {total[0]} / {total[1]} of {songs * len(drawn)} |")
+    return [*lines, '']
+
+
 def main(
-    folder: Path, run: tp.Optional[Path] = None, out: Path = Path('outputs/real'), seed: int = 0,
+    folder: Path, run: tp.Optional[Path] = None, out: Path = Path('outputs/real'), seed: int = 0, draws: int = 1,
     excerpts_only: bool = False, at_least: int = 0, docs: bool = False, override: tp.Optional[tp.List[str]] = None,
 ) -> None:
     """Measure, print, and with --docs write docs/real_recordings.md; --at-least N exits with 1 when a channel
@@ -114,21 +131,25 @@ def main(
     songs, tuned = train(folder, quickstart, out, override or [])
     catalogue = Catalogue.from_manifest(songs)
     studio = Studio(tuned)
-    found = excerpts(studio, catalogue, seed)
-    lines = table('Excerpts', found)
-    if not excerpts_only:
-        lines += table('Continuations, prompt frames left out of the query (the default)',
-                       continuations(studio, catalogue, seed, out / 'clips'))
-        studio = Studio(tuned, recipe=studio.attributor.recipe.model_copy(update={'mask_prompt': False}))
-        lines += table('The same continuations, prompt frames included',
-                       continuations(studio, catalogue, seed, out / 'clips-unmasked'))
+    families: tp.Dict[str, tp.List[tp.List[Row]]] = {title: [] for title in (
+        'Excerpts', 'Continuations, prompt frames left out of the query (the default)',
+        'The same continuations, prompt frames counted')}
+    for draw in range(seed, seed + draws):
+        found = [excerpts(studio, catalogue, draw)]
+        if not excerpts_only:
+            found += continuations(studio, catalogue, draw, out / 'clips')
+        for rows, family in zip(found, families.values(), strict=False):
+            family.append(rows)
+    lines = summary(families, len(catalogue))
+    for title, drawn in families.items():
+        lines += table(title, drawn[0]) if drawn else []
     print('\n'.join(lines))
     if docs:
         head = Path(__file__).with_name('real_recordings_head.md').read_text()
         machine = (f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
                    f'torch {torch.__version__}')
         Path('docs/real_recordings.md').write_text(head.replace('{machine}', machine) + '\n' + '\n'.join(lines))
-    worst = min(firsts(found, channel) for channel in ('P', 'M'))
+    worst = min(firsts(families['Excerpts'][0], channel) for channel in ('P', 'M'))
     if worst < at_least:
         print(f"A channel finds the source of {worst} excerpts only, not of {at_least}.", file=sys.stderr)
         raise SystemExit(1)
