@@ -35,6 +35,7 @@ REQUIRED = [
     'numpy>=2,<3',
     'omegaconf>=2.3,<3',
     'packaging>=24,<27',
+    'pyarrow>=18,<27',              # the store's index of songs, and exports
     'pydantic>=2.11,<3',
     'rich>=13.7,<16',
     'safetensors>=0.5,<1',

@@ -136,21 +136,22 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
     if weights is not None:
         checkpoint = checkpoint.model_copy(update={'weights': store.save_weights(checkpoint, weights)})
     with store.writer(checkpoint) as writer:
-        done = writer.done_ids
-        remaining = [song for song in prepared.songs if song.id not in done]
-        if done:
-            logger.info("%s: %d of %d songs are there already.", checkpoint.name, len(prepared.songs) - len(remaining),
-                        len(prepared.songs))
-        projections = _load_projections(fingerprinter, writer) if len(remaining) < len(prepared.songs) else None
+        done, gone = writer.done_ids, store.withdrawn
+        songs = [song for song in prepared.songs if song.id not in gone]
+        remaining = [song for song in songs if song.id not in done]
+        if len(remaining) < len(songs):
+            there = len(songs) - len(remaining)
+            logger.info("%s: %d of %d songs are there already.", checkpoint.name, there, len(songs))
+        projections = _load_projections(fingerprinter, writer) if writer.begun else None
         rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]] = {}
         if projections is None:
-            projections, rows = fingerprinter.fit(prepared.songs, progress_bar)
+            projections, rows = fingerprinter.fit(songs, progress_bar)
             for channel, projection in projections.items():
                 writer.put_projection(channel, projection.tensors(), projection.facts())
         fingerprinter.projections = projections
         _mark(prepared, writer, done)
-        if rows and len(prepared.songs) <= store.shard_size:
-            _write_rows(prepared.songs, rows, projections, writer, done)
+        if rows and len(songs) <= store.shard_size:
+            _write_rows(songs, rows, projections, writer, done)
         else:
             by_id = {song.id: song for song in remaining}
             for ids in store.by_shard(list(by_id)):  # batches never span shards: a rerun gives the same bytes
@@ -160,7 +161,7 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
         writer.flush()
         writer.finish(noise=_noise(store, checkpoint, projections))
     ranks = {f'rank_{channel}': float(p.facts().get('rank', p.projection.dim)) for channel, p in projections.items()}
-    return {'songs': float(len(prepared.songs)), 'seconds': time.perf_counter() - begun, **ranks}
+    return {'songs': float(len(songs)), 'seconds': time.perf_counter() - begun, **ranks}
 
 
 def _mark(prepared: PreparedCatalogue, writer: StoreWriter, done: tp.Collection[str]) -> None:
@@ -211,21 +212,43 @@ def make_identity(model_id: str, lm: torch.nn.Module, codec_hash: str, recipe: R
                     channels=list(recipe.channels), licence=licence)
 
 
-def open_or_create(path: Path, identity: Identity, prepared: PreparedCatalogue) -> FingerprintStore:
+def open_or_create(path: Path, identity: Identity, prepared: PreparedCatalogue, update: bool = False
+                   ) -> FingerprintStore:
     """The store of an earlier checkpoint of this training, or a new one.
 
+    Args:
+        path (Path): Its folder.
+        identity (Identity): What it is made with.
+        prepared (PreparedCatalogue): Its songs.
+        update (bool): Take a catalogue that has changed: new songs and songs with another recording are fingerprinted
+            at the next pass of each checkpoint, the others stay as they are.
     Raises:
-        LuminaError: when a store is there already that was made with another model, codec, recipe or catalogue.
+        LuminaError: when a store is there already that was made with another model, codec or recipe, or holds other
+            songs and `update` is not asked for, or songs that the catalogue lacks.
     """
-    if FingerprintStore.exists(path):
-        store = FingerprintStore.open(path)
-        store.expect(codec_hash=identity.codec_hash, model_config_hash=identity.model_config_hash,
-                     recipe_hash=identity.recipe_hash, catalogue_hash=identity.catalogue_hash)
-        return store
     tracks = [TrackRecord(id=t.id, title=t.title or '', artist=t.artist or '', isrc=t.isrc, iswc=t.iswc,
                           duration=t.duration, sha256=t.sha256, path=str(t.path), extra=t.extra)
               for t in prepared.catalogue]
-    return FingerprintStore.create(path, identity, tracks)
+    if not FingerprintStore.exists(path):
+        return FingerprintStore.create(path, identity, tracks)
+    store = FingerprintStore.open(path)
+    store.expect(codec_hash=identity.codec_hash, model_config_hash=identity.model_config_hash,
+                 recipe_hash=identity.recipe_hash)
+    found = store.compare(tracks)
+    if (found.new or found.changed) and not update:
+        raise LuminaError(
+            f"The store {path} was made with another catalogue (store: {store.identity.catalogue_hash}, yours: "
+            f"{identity.catalogue_hash}): {len(found.new)} songs are new and {len(found.changed)} have another "
+            "recording; add them by `lumina fingerprint … --update`, or fingerprint into a fresh store.")
+    if found.missing:
+        raise LuminaError(f"{len(found.missing)} songs of {path} are not in this catalogue (the first: "
+                          f"{found.missing[0]}); withdraw them by `lumina store withdraw {path} ID …`, or add them to "
+                          "the catalogue.")
+    if update:
+        store.add_tracks(found.new, identity.catalogue_hash)
+        store.replace(found.changed, identity.catalogue_hash)
+        logger.info("%d songs are new and %d have another recording.", len(found.new), len(found.changed))
+    return store
 
 
 def store_path(xp_folder: tp.Union[str, Path], recipe_name: str) -> Path:

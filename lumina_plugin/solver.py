@@ -61,6 +61,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
 
     def __init__(self, cfg: omegaconf.DictConfig):
         self._prepared: tp.Optional[PreparedCatalogue] = None
+        self._prepared_for: tp.Optional[tp.Tuple[str, float, float, int]] = None
         self._recipes = recipes_of(cfg)
         super().__init__(cfg)
         if cfg.lumina.tokens_in_memory and 'train' in self.dataloaders:

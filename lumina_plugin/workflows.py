@@ -296,7 +296,8 @@ def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
 
 def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]] = None,
                       out: tp.Optional[tp.Union[str, Path]] = None, recipe: tp.Optional[Recipe] = None,
-                      strict: bool = False, device: tp.Optional[str] = None, batch_size: int = 8) -> FingerprintStore:
+                      strict: bool = False, device: tp.Optional[str] = None, batch_size: int = 8,
+                      update: bool = False) -> FingerprintStore:
     """Fingerprint a catalogue with a trained model, outside of any training.
 
     For a dora run, every checkpoint whose weights an earlier pass kept is used (the last alone where the recipe says
@@ -331,7 +332,7 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
     tokenizer = Tokenizer(musicgen.compression_model, digest, recipe.chunk_seconds, recipe.silence_db, cache=cache)
     _writable(path)
     prepared = prepare(songs, tokenizer, musicgen.lm, strict, recipe.song_phases)
-    store = open_or_create(path, identity, prepared)
+    store = open_or_create(path, identity, prepared, update)
     for info, weights in _checkpoints(folder, recipe, musicgen):
         fingerprinter = Fingerprinter(musicgen.lm, recipe, weights, batch_size=batch_size)
         logger.info("%s: %s", info.name, estimate(prepared, fingerprinter))

@@ -154,6 +154,11 @@ def store(undisturbed: Path, tmp_path: Path) -> FingerprintStore:
     return FingerprintStore.open(shutil.copytree(undisturbed, tmp_path / "store"))
 
 
+def shard_file(store: FingerprintStore, epoch: int, number: int) -> str:
+    """Path of a shard relative to the store's folder."""
+    return store.checkpoint(f"epoch-{epoch:04d}").shards[number].file
+
+
 @contextlib.contextmanager
 def flipped(path: Path, position: int) -> tp.Iterator[None]:
     data = bytearray(path.read_bytes())
@@ -311,12 +316,14 @@ def test_a_writer_leaves_no_litter(tmp_path: Path) -> None:
             settle(writer, name, 2)
         writer.flush()
         assert list(store.path.rglob("pending-*"))
-    for litter in (store.path / ".tmp-old.json", store.path / "epoch-0002" / ".tmp-weights.safetensors"):
+    for litter in (store.path / ".tmp-old.json", store.path / "epoch-0002" / ".tmp-weights.safetensors",
+                   store.path / "epoch-0002" / ".tmpHivb0H"):  # the last as safetensors names its own
         litter.write_text("half")
     fill(store)
     assert {Path(file).name.split("-")[0] for file in content(store.path)} == {
-        ".lock", "manifest.json", "tracks.jsonl", "shard", "projection", "weights.safetensors", "finished.json"}
+        ".lock", "manifest.json", "index", "shard", "projection", "weights.safetensors", "finished.json"}
     assert (store.path / ".lock").read_bytes() == b""
+    assert len({file.stat().st_mode for file in store.path.rglob("*") if file.is_file() and file.name != ".lock"}) == 1
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -364,7 +371,8 @@ def test_create_refuses_what_it_would_destroy_or_cannot_hold(store: FingerprintS
         make(store.path)
     (store.path / "epoch-0002" / "notes.txt").write_text("mine")
     make(store.path, overwrite=True)
-    assert set(content(store.path)) == {".lock", "epoch-0002/notes.txt", "manifest.json", "tracks.jsonl"}
+    index = store.manifest.tracks.file
+    assert set(content(store.path)) == {".lock", "epoch-0002/notes.txt", "manifest.json", index}
     cases: tp.List[tp.Tuple[tp.Dict[str, tp.Any], str]] = [
         (dict(tracks=[]), "no track"), (dict(tracks=[tracks()[0]] * 2), "song-00"), (dict(dtype="int8"), "dtype"),
         (dict(shard_size=0), "shard_size"), (dict(tracks=[{"id": "a", "extra": {"x": object()}}]), "JSON"),
@@ -413,10 +421,10 @@ def test_unwritable_folder_is_named(tmp_path: Path) -> None:
 def test_flipped_bits_are_found_by_reading_and_by_verify(store: FingerprintStore) -> None:
     random_places = random.Random(5)
     reads: tp.Dict[str, tp.Callable[[FingerprintStore], tp.Any]] = {
-        "epoch-0002/shard-00001.safetensors": lambda s: s.vectors("epoch-0002", "P"),
+        shard_file(store, 2, 1): lambda s: s.vectors("epoch-0002", "P"),
         "epoch-0004/projection-M.safetensors": lambda s: s.projection("epoch-0004", "M"),
         "epoch-0004/weights.safetensors": lambda s: s.load_weights("epoch-0004"),
-        "tracks.jsonl": lambda s: s.tracks,
+        store.manifest.tracks.file: lambda s: s.tracks,
         "manifest.json": lambda s: s.tracks}
     for file, read in reads.items():
         path = store.path / file
@@ -432,22 +440,22 @@ def test_flipped_bits_are_found_by_reading_and_by_verify(store: FingerprintStore
         with pytest.raises(LuminaError, match=Path(file).name):
             read(FingerprintStore.open(store.path))
         path.write_bytes(path_bytes)
-    (store.path / "epoch-0002" / "shard-00000.safetensors").unlink()
-    with pytest.raises(LuminaError, match="shard-00000.*rebuild_manifest"):
+    (store.path / shard_file(store, 2, 0)).unlink()
+    with pytest.raises(LuminaError, match="shard-00000.*lumina store rebuild"):
         FingerprintStore.open(store.path).vectors("epoch-0002", "P")
     assert len(store.verify()) == 1
 
 
-@pytest.mark.parametrize("damage", ["missing", "garbage", "also tracks"])
+@pytest.mark.parametrize("damage", ["missing", "garbage", "also the index"])
 def test_manifest_is_rebuilt_byte_for_byte(store: FingerprintStore, damage: str) -> None:
     before = content(store.path)
     if damage == "garbage":
         (store.path / "manifest.json").write_bytes(b'{"format_version": 1, "ident')
     else:
         (store.path / "manifest.json").unlink()
-    if damage == "also tracks":
-        (store.path / "tracks.jsonl").write_text("gone")
-    with pytest.raises(LuminaError, match="rebuild_manifest"):
+    if damage == "also the index":
+        (store.path / store.manifest.tracks.file).write_text("gone")
+    with pytest.raises(LuminaError, match="lumina store rebuild"):
         FingerprintStore.open(store.path)
     rebuilt = FingerprintStore.rebuild_manifest(store.path)
     assert content(store.path) == before
@@ -457,7 +465,7 @@ def test_manifest_is_rebuilt_byte_for_byte(store: FingerprintStore, damage: str)
 def test_rebuilding_leaves_out_a_damaged_shard_and_a_rerun_redoes_just_that(store: FingerprintStore) -> None:
     before = content(store.path)
     (store.path / "manifest.json").unlink()
-    with flipped(store.path / "epoch-0002" / "shard-00002.safetensors", -3):
+    with flipped(store.path / shard_file(store, 2, 2), -3):
         rebuilt = FingerprintStore.rebuild_manifest(store.path)
         assert [record.complete for record in rebuilt.checkpoints] == [False, True]
         with rebuilt.writer(checkpoint()) as writer:
@@ -471,7 +479,7 @@ def test_rebuilding_refuses_guesses(store: FingerprintStore, tmp_path: Path) -> 
         FingerprintStore.rebuild_manifest(tmp_path)
     for path in store.path.glob("*/shard-00003*"):
         path.unlink()
-    (store.path / "tracks.jsonl").unlink()
+    (store.path / store.manifest.tracks.file).unlink()
     with pytest.raises(LuminaError, match="track 16 of 23"):
         FingerprintStore.rebuild_manifest(store.path)
 

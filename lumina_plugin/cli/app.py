@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from ..errors import LuminaError
+from .store import store_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', help="""
 Which training songs shaped a generated song, by how much, and how sure are we?
@@ -20,6 +21,7 @@ and generates clips with attributions attached, on a CPU and offline. Then try `
 catalogue_app = typer.Typer(no_args_is_help=True,
                             help="Make a catalogue from a folder of recordings, or look one over.")
 app.add_typer(catalogue_app, name='catalogue')
+app.add_typer(store_app, name='store')
 
 _Source = tp.Annotated[str, typer.Argument(
     metavar='MODEL', help="Folder or signature of a dora run, an exported MusicGen folder, or a hub name.")]
@@ -111,6 +113,8 @@ def fingerprint(
     settings: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
         '--set', metavar='KEY=VALUE', help="Change a key of the recipe, as in `--set projection.dim=256 --set "
                                            "name=wide`; may be repeated. The name is the store's folder's.")] = None,
+    update: tp.Annotated[bool, typer.Option(
+        '--update', help="Take a catalogue that has changed: fingerprint its new songs alone.")] = False,
     strict: tp.Annotated[bool, typer.Option(help="Stop at a song that cannot be read.")] = False,
     batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
     device: _Device = None,
@@ -118,7 +122,7 @@ def fingerprint(
     """Fingerprint a catalogue with a trained model. During a training, `dora run solver=lumina/…` does it alongside."""
     from ..workflows import fingerprint_model, recipe_for
     keys = recipe_for(model, recipe, settings or [])
-    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size)
+    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update)
     unusable = [track for track in store.tracks if track.status != 'ok']
     for track in unusable:
         print(f'{track.status}: {track.id} ({track.reason})')

@@ -27,7 +27,8 @@ def info(
         return
     identity, tracks = found['identity'], found['tracks']
     others = ', '.join(f'{count} {kind}' for kind, count in tracks.items() if kind not in ('total', 'ok') and count)
-    print(f"Store    {path}, format {found['format_version']}, {found['bytes'] / 2 ** 20:.1f} MiB, hash {found['hash']}\n"
+    print(f"Store    {path}, format {found['format_version']}, {_size(found['bytes'])}\n"
+          f"Hash     {found['hash']}\n"
           f"Model    {identity['model_id']}, recipe {identity['recipe_hash']}\n"
           f"Vectors  {identity['dim']} numbers of {found['dtype']} in channels {', '.join(identity['channels'])}\n"
           f"Songs    {tracks['total']}{f' ({others})' if others else ''}")
@@ -36,6 +37,10 @@ def info(
               f"{'complete' if record['complete'] else 'not complete'}")
     for note in found['notes']:
         print(f'\n{note}')
+
+
+def _size(count: int) -> str:
+    return f'{count / 2 ** 20:.1f} MiB' if count >= 2 ** 20 else f'{count / 2 ** 10:.1f} KiB'
 
 
 @store_app.command()

@@ -1,21 +1,34 @@
 """Fingerprints on disk, beside the checkpoints: a folder that a kill -9 cannot damage and a flipped bit cannot fool.
 
-    records   what the manifest says (identity, tracks, checkpoints, shards)
-    manifest  manifest.json and tracks.jsonl, read and written whole
-    files     one way to write a file: complete and on disk, or not at all
-    lock      one writer at a time
-    shards    tensors with a self-checking header
-    pending   rows whose shard is not full yet
-    writer    filling one checkpoint, resumable
-    weights   the model weights beside a checkpoint's fingerprints
-    folder    `FingerprintStore`: opening and reading
-    repair    looking for damage, and a manifest from the shards alone
+    records     what the manifest says (identity, tracks, checkpoints, shards)
+    manifest    manifest.json, read and written whole
+    index       the track table, an Arrow file
+    layout      which song belongs in which shard, for good
+    tombstones  songs that are gone, once more
+    files       one way to write a file: complete and on disk, or not at all
+    lock        one writer at a time
+    shards      tensors with a self-checking header
+    pack        one shard's file, and its entry in the manifest
+    pending     rows whose shard is not full yet
+    writer      filling one checkpoint, resumable
+    weights     the model weights beside a checkpoint's fingerprints
+    tracks      the track table as a store shows it
+    folder      `FingerprintStore`: opening and reading
+    changes     songs that come, change and go
+    compact     what is gone leaves the disk
+    summary     what a store holds, and what to do about it
+    repair      looking for damage, and a manifest from the shards alone
+    migrate     stores of older formats
+    merge       several stores into one
+    export      Parquet and NumPy files
 
-Needs torch, safetensors, numpy and pydantic only.
+Needs torch, safetensors, numpy, pydantic and pyarrow only; pyarrow is imported when a track table is read or written.
 """
 
+from .export import export
 from .folder import FingerprintStore
+from .merge import merge
 from .records import CheckpointInfo, Identity, TrackRecord
 from .writer import StoreWriter
 
-__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "StoreWriter", "TrackRecord"]
+__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "StoreWriter", "TrackRecord", "export", "merge"]

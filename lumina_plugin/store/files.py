@@ -96,7 +96,10 @@ def write(path: Path, content: tp.Union[bytes, tp.Callable[[Path], None]]) -> No
         try:
             make_folder(path.parent)
             if callable(content):
+                temp.touch()
+                mode = temp.stat().st_mode
                 content(temp)
+                temp.chmod(mode)  # safetensors makes files that their owner alone can read
             else:
                 temp.write_bytes(content)
             sync(temp)
@@ -116,5 +119,8 @@ def remove(paths: tp.Iterable[Path]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files that killed writers left in `folder` and its folders. Only for the lock's holder."""
-    remove([*folder.glob(f"{TEMP}*"), *folder.glob(f"*/{TEMP}*")])
+    """Delete the temporary files that killed writers left in `folder` and its folders. Only for the lock's holder.
+
+    Those are ours, and safetensors' own: its `save_file` fills a `.tmpXXXXXX` of random name beside the file asked for.
+    """
+    remove(path for pattern in (".tmp*", "*/.tmp*") for path in folder.glob(pattern) if path.is_file())

@@ -1,5 +1,6 @@
 """`FingerprintStore`: the folder as the rest of lumina_plugin sees it."""
 
+import contextlib
 import typing as tp
 from pathlib import Path
 
@@ -7,48 +8,47 @@ import pydantic
 import torch
 
 from ..errors import LuminaError
-from . import files, repair, shards, weights
+from . import changes, compact, files, migrate, pack, repair, shards, summary, weights
+from .index import PATTERN as INDEXES
+from .index import write_index
 from .lock import FolderLock
 from .manifest import (
     MANIFEST,
     AnyTrack,
     has_shards,
     read_manifest,
-    read_tracks,
     validated_tracks,
     version,
     write_manifest,
-    write_tracks,
 )
-from .records import CheckpointInfo, FileRef, Identity, Manifest, ShardInfo, TrackRecord, explain
+from .records import CheckpointInfo, FileRef, Identity, Manifest, ShardInfo, explain
+from .tombstones import tombstones_of, write_tombstones
+from .tracks import TrackView
 from .writer import StoreWriter
 
 Checkpoint = tp.Union[str, CheckpointInfo]
 AnyPath = tp.Union[str, Path]
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _REDO = "restore it from a backup, or fingerprint again into a fresh store"
-_REDO_SHARD = ("restore it from a backup, or call FingerprintStore.rebuild_manifest, which leaves it out, and "
-               "fingerprint again: only its songs are redone")
+_REDO_SHARD = ("restore it from a backup, or run `lumina store rebuild`, which leaves it out, and fingerprint again: "
+               "only its songs are redone")
 
 
-class FingerprintStore:
-    """All fingerprints made with one model architecture, codec, recipe and catalogue.
+class FingerprintStore(TrackView):
+    """All fingerprints made with one model architecture, codec and recipe.
 
         <path>/manifest.json            identity, checkpoints, shards and their SHA-256; the root of all else
-               tracks.jsonl             the ordered track table
-               <checkpoint>/shard-00000.safetensors      per channel C: "C" [n, D], "C.norm" [n] (fp32)
+               index-<digest>.arrow     the ordered track table
+               withdrawn.json           songs that are gone, where there are any
+               <checkpoint>/shard-00000-<digest>.safetensors      per channel C: "C" [n, D], "C.norm" [n] (fp32)
                             projection-<channel>.safetensors, weights.safetensors, finished.json
 
-    Make one with `create` or `open`. Songs come in the order of the track table, always.
+    Make one with `create` or `open`. Songs come in the order of the track table, always; those added or replaced later
+    come last. Withdrawn songs are in no answer of any method but `tombstones`.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.lock = FolderLock(path)
-        self._table: tp.Optional[tp.List[TrackRecord]] = None
-        self._positions: tp.Dict[str, int] = {}
-        self._tracks: tp.Optional[tp.List[TrackRecord]] = None
+        super().__init__(path, manifest)
         self._verified: tp.Set[tp.Tuple[str, str]] = set()
         self._columns: tp.Dict[tp.Tuple[str, str], torch.Tensor] = {}
 
@@ -71,11 +71,13 @@ class FingerprintStore:
         """
         path = Path(path)
         records = validated_tracks(tracks)
+        if not records:
+            raise LuminaError("the catalogue has no track; a store needs at least one")
         try:
             manifest = Manifest.model_validate(dict(
                 created_by=version(), updated_by=version(), dtype=dtype, shard_size=shard_size,
                 identity=files.plain(identity.model_dump(), "the store's identity"),
-                tracks=dict(file="", sha256="", count=len(records))))
+                tracks=dict(file="", sha256="", count=len(records), digest="")))
         except pydantic.ValidationError as error:
             raise LuminaError(f"cannot make the store {path}: {explain(error)}") from error
         store = cls(path, manifest)
@@ -84,14 +86,15 @@ class FingerprintStore:
                 raise LuminaError(f"{path} already holds a fingerprint store; open it to resume, choose another "
                                   "folder, or pass overwrite=True")
             repair.delete_store(path)
-            store.commit(manifest.model_copy(update={"tracks": write_tracks(path, records)}))
+            table = write_index(path, records, [0], shard_size, manifest.identity.catalogue_hash)
+            store.commit(manifest.model_copy(update={"tracks": table}))
         return store
 
     @classmethod
     def open(cls, path: AnyPath) -> "FingerprintStore":
         """Open a store for reading, or for resuming with `writer`.
 
-        Raises LuminaError where there is none, its manifest is damaged, or a newer lumina_plugin wrote it.
+        Raises LuminaError where there is none, its manifest is damaged, or it has another format than this version's.
         """
         path = Path(path)
         return cls(path, read_manifest(path))
@@ -103,10 +106,12 @@ class FingerprintStore:
 
     @classmethod
     def rebuild_manifest(cls, path: AnyPath) -> "FingerprintStore":
-        """Write manifest.json (and tracks.jsonl where that is damaged) anew from the shards alone, and open the store.
+        """Write manifest.json (and the index where that is damaged) anew from the shards alone, and open the store.
 
         Damaged shards are left out, with a warning in the log: their checkpoint is then incomplete, and fingerprinting
-        again redoes just their songs. Raises LuminaError where no intact shard is left, or tracks are lost for good.
+        again redoes just their songs. Withdrawn songs stay withdrawn.
+
+        Raises LuminaError where no intact shard is left, or tracks are lost for good.
         """
         path = Path(path)
         if not has_shards(path):
@@ -114,6 +119,22 @@ class FingerprintStore:
         with FolderLock(path):
             repair.rebuild(path)
         return cls.open(path)
+
+    @classmethod
+    def migrate(cls, path: AnyPath) -> "FingerprintStore":
+        """Bring a store of an older format up to date, in place, and open it; one that is up to date stays as it is.
+
+        Killed at any moment the store is whole, in one format or the other; run it again. Raises LuminaError where the
+        store is damaged or written by a newer lumina_plugin.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            read_manifest(path)  # says that there is none
+        with FolderLock(path):
+            migrate.migrate(path)
+            store = cls.open(path)
+            store.tidy()
+        return store
 
     def writer(self, checkpoint: CheckpointInfo) -> StoreWriter:
         """A context manager that fills `checkpoint`, resuming it where it was begun; see `StoreWriter`.
@@ -146,58 +167,15 @@ class FingerprintStore:
 
     @property
     def hash(self) -> str:
-        """Hash of all content (identity, tracks, fingerprints), whichever version of lumina_plugin wrote it."""
-        content = self.manifest.model_dump(mode="json", exclude={"created_by", "updated_by"})
+        """Hash of all content (identity, tracks, fingerprints), whichever version of anything wrote it."""
+        content = self.manifest.model_dump(mode="json", exclude={
+            "created_by": True, "updated_by": True, "tracks": {"file", "sha256"}})
         return files.sha256(files.canonical(content))
 
     @property
     def checkpoints(self) -> tp.List[CheckpointInfo]:
         """Checkpoints by epoch, complete or not."""
         return list(self.manifest.checkpoints)
-
-    @property
-    def table(self) -> tp.List[TrackRecord]:
-        """The track table as created: without the marks that writers made."""
-        if self._table is None:
-            self._table = read_tracks(self.path, self.manifest.tracks)
-        return self._table
-
-    @property
-    def tracks(self) -> tp.List[TrackRecord]:
-        """All tracks in order; "silent" and "skipped" are those that a writer marked so, in any checkpoint."""
-        if self._tracks is None:
-            tracks = list(self.table)
-            for checkpoint in self.checkpoints:
-                for shard in checkpoint.shards:
-                    for name, mark in shard.absent.items():
-                        index = self.position(name)
-                        tracks[index] = tracks[index].model_copy(update={"status": mark.status, "reason": mark.reason})
-            self._tracks = tracks
-        return self._tracks
-
-    def track(self, track_id: str) -> TrackRecord:
-        """The track of that id. Raises LuminaError for an unknown one."""
-        return self.tracks[self.position(track_id)]
-
-    def position(self, track_id: str) -> int:
-        """A track's place in the track table. Raises LuminaError for an unknown one."""
-        if not self._positions:
-            self._positions = {track.id: index for index, track in enumerate(self.table)}
-        try:
-            return self._positions[track_id]
-        except KeyError:
-            raise LuminaError(f"song '{track_id}' is not in the store {self.path}; name one of its tracks, or make a "
-                              "store of the catalogue that has it") from None
-
-    def by_shard(self, track_ids: tp.Iterable[str]) -> tp.List[tp.List[str]]:
-        """Ids grouped by the shard that they belong in, in the track table's order.
-
-        Batches that never cross a group's border are the same ones after an interruption, hence the same to the bit.
-        """
-        groups: tp.Dict[int, tp.List[str]] = {}
-        for position, name in sorted((self.position(name), name) for name in track_ids):
-            groups.setdefault(position // self.shard_size, []).append(name)
-        return list(groups.values())
 
     def checkpoint(self, checkpoint: Checkpoint) -> CheckpointInfo:
         """The checkpoint of that name as the manifest has it. Raises LuminaError for an unknown one."""
@@ -209,22 +187,12 @@ class FingerprintStore:
         return found
 
     def info(self) -> tp.Dict[str, tp.Any]:
-        """A summary for printing: plain strings, numbers, lists and dicts."""
-        statuses = [track.status for track in self.tracks]
-        left_out: tp.Any = {"identity": {"recipe"}, "tracks": True, "checkpoints": True}
-        manifest = self.manifest.model_dump(mode="json", exclude=left_out)
-        keys = {"name", "epoch", "complete", "model_hash", "weights", "noise"}
-        return {
-            "path": str(self.path), "hash": self.hash, **manifest,
-            "tracks": {"total": len(statuses), **{kind: statuses.count(kind) for kind in ("ok", "silent", "skipped")}},
-            "checkpoints": [{**record.model_dump(mode="json", include=keys), "songs": record.count,
-                             "shards": len(record.shards)} for record in self.checkpoints],
-            "bytes": sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
-        }
+        """A summary for printing: plain strings, numbers, lists and dicts; `notes` are sentences about what to do."""
+        return summary.info(self)
 
     def verify(self) -> tp.List[str]:
         """Read every byte and say what is wrong, one sentence each; empty where nothing is. Changes nothing."""
-        return repair.problems(self.path, self.manifest)
+        return repair.problems(self)
 
     def expect(self, *, codec_hash: tp.Optional[str] = None, model_config_hash: tp.Optional[str] = None,
                recipe_hash: tp.Optional[str] = None, catalogue_hash: tp.Optional[str] = None) -> None:
@@ -240,6 +208,61 @@ class FingerprintStore:
             raise LuminaError(f"the store {self.path} was made with {' and '.join(differing)}; use what the store was "
                               "made with, or fingerprint the catalogue again into a fresh store")
 
+    # -- changing the catalogue ---------------------------------------------------------------------------------------
+
+    def compare(self, records: tp.Iterable[AnyTrack]) -> changes.Difference:
+        """How a catalogue differs from what the store holds; nothing is changed. For whoever keeps the two in step."""
+        return changes.compare(self, records)
+
+    def add_tracks(self, records: tp.Iterable[AnyTrack], catalogue_hash: tp.Optional[str] = None,
+                   readmit: bool = False) -> tp.List[str]:
+        """Add songs at the end of the track table; the next pass over each checkpoint fingerprints just these.
+
+        Args:
+            records: new tracks; one that the store holds already, with the same recording, is passed over.
+            catalogue_hash: of the catalogue that they make up with the others; the old one stays unless given.
+            readmit: also add songs that were withdrawn.
+        Returns the ids added. Raises LuminaError for a withdrawn song, or one held with another recording.
+        """
+        return changes.add(self, records, catalogue_hash, readmit)
+
+    def replace(self, records: tp.Iterable[AnyTrack], catalogue_hash: tp.Optional[str] = None) -> tp.List[str]:
+        """Put other recordings (or other titles) in the place of songs, by id; the next pass fingerprints just these.
+
+        The old fingerprint is not read any more, and leaves the disk by `compact`. A song that is just the same is
+        passed over. Returns the ids replaced. Raises LuminaError for a song that the store does not hold.
+        """
+        return changes.replace(self, records, catalogue_hash)
+
+    def withdraw(self, ids: tp.Iterable[str], reason: str = "") -> tp.List[str]:
+        """Withdraw songs: from now on no method returns them; their fingerprints leave the disk by `compact`.
+
+        A tombstone of each stays: id, date, `reason`; title, artist, codes and path are forgotten. Songs withdrawn
+        before are passed over. Returns the ids withdrawn. Raises LuminaError for an unknown one; nothing changes then.
+        """
+        return changes.withdraw(self, ids, reason)
+
+    def compact(self) -> tp.List[str]:
+        """Remove from disk whatever is left of songs that are gone, and what killed writers left behind.
+
+        Rewrites the shards that hold such songs, and no other. Killed at any moment the store is whole; run it again.
+        Returns the shards rewritten.
+        """
+        return compact.compact(self)
+
+    @contextlib.contextmanager
+    def changing(self) -> tp.Iterator[None]:
+        """Hold the lock for a change of the whole store, with the manifest as it is on disk and no litter.
+
+        Raises LuminaError where another process writes the store, or this very object has a `writer` open.
+        """
+        if self.lock.held:
+            raise LuminaError(f"the store {self.path} has a writer open; leave its block before the store is changed")
+        with self.lock:
+            self.reload()
+            self.tidy()
+            yield
+
     # -- fingerprints -------------------------------------------------------------------------------------------------
 
     def vectors(self, checkpoint: Checkpoint, channel: str, partial: bool = False
@@ -252,20 +275,28 @@ class FingerprintStore:
         Raises LuminaError where a shard is damaged (each is checked against its SHA-256 at its first read), or songs
         are still missing, unless `partial` asks for what there is.
         """
-        record = self._readable(checkpoint, channel, partial)
+        record = self.readable(checkpoint, channel, partial)
         return self._ids(record), self._column(record, channel, (0, self.identity.dim), self.dtype)
 
     def norms(self, checkpoint: Checkpoint, channel: str, partial: bool = False) -> torch.Tensor:
         """Raw norms before normalisation [N], fp32, in the order of `vectors`. Raises as `vectors` does."""
-        record = self._readable(checkpoint, channel, partial)
+        record = self.readable(checkpoint, channel, partial)
         return self._column(record, f"{channel}.norm", (0,), torch.float32)
+
+    def chunk_norms(self, checkpoint: Checkpoint, channel: str, partial: bool = False) -> tp.List[torch.Tensor]:
+        """Raw norm of each chunk [chunks] of each song, fp32, in the order of `vectors`; empty where none were kept."""
+        record, found = self.readable(checkpoint, channel, partial), []
+        for shard in record.shards:
+            rows = shards.chunk_norms(self.tensors(shard), channel, shard.count)
+            found += [rows[row] for row in self.live_rows(shard)]
+        return found
 
     def iter_vectors(self, checkpoint: Checkpoint, channel: str, partial: bool = False
                      ) -> tp.Iterator[tp.Tuple[tp.List[str], torch.Tensor]]:
         """`vectors` shard by shard: ids and a mapped [n, D] each, nothing is copied. Raises as `vectors` does."""
-        record = self._readable(checkpoint, channel, partial)
+        record = self.readable(checkpoint, channel, partial)
         for shard in record.shards:
-            yield self._shard_ids(shard), self._tensors(shard)[channel]
+            yield self._shard_ids(shard), self._rows(shard, channel)
 
     def projection(self, checkpoint: Checkpoint, channel: str) -> tp.Tuple[shards.Tensors, tp.Dict[str, str]]:
         """Tensors and metadata as given to `StoreWriter.put_projection`; LuminaError where it is missing or damaged."""
@@ -306,12 +337,41 @@ class FingerprintStore:
         except shards.Damaged as problem:
             raise LuminaError(f"the weights file {problem}; {_REDO}") from problem
 
+    # -- shards, for the rest of this package -----------------------------------------------------------------------
+
+    def readable(self, checkpoint: Checkpoint, channel: str, partial: bool) -> CheckpointInfo:
+        """A checkpoint whose `channel` can be read. Raises LuminaError for an unknown or an incomplete one."""
+        record = self.checkpoint(checkpoint)
+        self.check_channel(channel)
+        if record.covered < self.manifest.tracks.count and not partial:
+            raise LuminaError(f"checkpoint '{record.name}' of {self.path} is not complete ({record.covered} of "
+                              f"{self.manifest.tracks.count} songs); fingerprint again to resume it")
+        return record
+
+    def live_rows(self, shard: ShardInfo) -> tp.Dict[int, str]:
+        """Rows of a shard's file that are to be read, with their ids: a tombstone's row is there until compaction."""
+        absent = {mark.slot for mark in shard.absent}
+        slots = [slot for slot in range(shard.first, shard.first + shard.span) if slot not in absent]
+        return {row: self.table[slot].id for row, slot in enumerate(slots) if not self.table[slot].gone}
+
+    def tensors(self, shard: ShardInfo) -> shards.Tensors:
+        """All tensors of a shard, mapped; checked at their first read. Raises LuminaError for a damaged one."""
+        self._check(shard, "the shard", _REDO_SHARD)
+        return shards.load(self.path / shard.file)[0]
+
     # -- for the writer -----------------------------------------------------------------------------------------------
 
     def check_channel(self, channel: str) -> None:
         """Raise LuminaError for a channel that the store does not have."""
         if channel not in self.channels:
             raise LuminaError(f"the store {self.path} has no channel '{channel}', but {', '.join(self.channels)}")
+
+    def tidy(self) -> None:
+        """Delete what killed writers left behind and the manifest does not name. Only under the lock."""
+        files.sweep(self.path)
+        old = [path for path in self.path.glob(INDEXES) if path.name != self.manifest.tracks.file]
+        files.remove([*old, self.path / migrate.TRACKS, *pack.unnamed(self.path, self.manifest)])
+        write_tombstones(self.path, tombstones_of(self.table))
 
     def reload(self) -> None:
         """Read the manifest again, as another process may have changed it."""
@@ -332,21 +392,12 @@ class FingerprintStore:
 
     def _adopt(self, manifest: Manifest) -> None:
         if manifest.tracks != self.manifest.tracks:
-            self._table, self._positions = None, {}
-        self.manifest, self._tracks = manifest, None
+            self._forget_tracks()
+        self.manifest, self._slots = manifest, None
         self._columns.clear()
 
-    def _readable(self, checkpoint: Checkpoint, channel: str, partial: bool) -> CheckpointInfo:
-        record = self.checkpoint(checkpoint)
-        self.check_channel(channel)
-        if record.covered < self.manifest.tracks.count and not partial:
-            raise LuminaError(f"checkpoint '{record.name}' of {self.path} is not complete ({record.covered} of "
-                              f"{self.manifest.tracks.count} songs); fingerprint again to resume it")
-        return record
-
     def _shard_ids(self, shard: ShardInfo) -> tp.List[str]:
-        tracks = self.table[shard.first:shard.first + shard.span]
-        return [track.id for track in tracks if track.id not in shard.absent]
+        return list(self.live_rows(shard).values())
 
     def _ids(self, record: CheckpointInfo) -> tp.List[str]:
         return [name for shard in record.shards for name in self._shard_ids(shard)]
@@ -354,13 +405,14 @@ class FingerprintStore:
     def _column(self, record: CheckpointInfo, name: str, empty: tp.Tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         key = (record.name, name)
         if key not in self._columns:
-            parts = [self._tensors(shard)[name] for shard in record.shards] or [torch.empty(empty, dtype=dtype)]
+            parts = [self._rows(shard, name) for shard in record.shards] or [torch.empty(empty, dtype=dtype)]
             self._columns[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._columns[key]
 
-    def _tensors(self, shard: ShardInfo) -> shards.Tensors:
-        self._check(shard, "the shard", _REDO_SHARD)
-        return shards.load(self.path / shard.file)[0]
+    def _rows(self, shard: ShardInfo, name: str) -> torch.Tensor:
+        """A tensor's rows of live songs: mapped where that is all of them, else copied."""
+        tensor, live = self.tensors(shard)[name], self.live_rows(shard)
+        return tensor if len(live) == shard.count else tensor[list(live)]
 
     def _check(self, ref: FileRef, what: str, mend: str) -> None:
         """Compare a file with its SHA-256, once per store object."""
@@ -369,6 +421,7 @@ class FingerprintStore:
         try:
             found = files.sha256_file(self.path / ref.file)
         except OSError as error:
+            self.expect_current()
             raise LuminaError(f"{what} {self.path / ref.file} cannot be read ({error.strerror}); {mend}") from error
         if found != ref.sha256:
             raise LuminaError(f"{what} {self.path / ref.file} is damaged (SHA-256 {found}, the manifest says "

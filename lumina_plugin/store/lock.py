@@ -44,6 +44,11 @@ class FolderLock:
             fcntl.flock(self._handle, fcntl.LOCK_UN)  # closing is not enough while a child just forked has it open
             self._drop()
 
+    @property
+    def held(self) -> bool:
+        """Whether this very object holds it now."""
+        return self._handle is not None
+
     def _acquire(self) -> int:
         with writing(self.path):
             make_folder(self.path.parent)

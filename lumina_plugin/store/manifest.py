@@ -1,6 +1,8 @@
-"""manifest.json (the store's root: what it names exists, what it does not name is not there) and tracks.jsonl.
+"""manifest.json, the store's root: what it names exists, what it does not name is not there.
 
-The track table has its own file, written once: the manifest is rewritten after every shard and must stay small.
+Every change of a store writes its new files beside the old ones, then replaces the manifest, then deletes the old ones:
+killed anywhere, the store is the old one or the new one. The track table has its own file (see `index`), since the
+manifest is rewritten after every shard and must stay small.
 """
 
 import json
@@ -11,12 +13,11 @@ import pydantic
 
 from ..errors import LuminaError
 from .files import canonical, plain, sha256, write
-from .records import FORMAT_VERSION, Manifest, TrackRecord, TrackTable, explain
+from .records import FORMAT_VERSION, Manifest, TrackRecord, explain
 
 AnyTrack = tp.Union[TrackRecord, tp.Mapping[str, tp.Any]]
 MANIFEST = "manifest.json"
-TRACKS = "tracks.jsonl"
-_MEND = "restore it from a backup, or rebuild it from the shards with FingerprintStore.rebuild_manifest"
+MEND = "restore it from a backup, or rebuild it from the shards with `lumina store rebuild`"
 
 
 def version() -> str:
@@ -26,7 +27,20 @@ def version() -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `<folder>/manifest.json`. Raises LuminaError: missing, damaged, or of a newer format."""
+    """Read and check `<folder>/manifest.json`. Raises LuminaError: missing, damaged, of a newer or an older format."""
+    path, data = folder / MANIFEST, read_root(folder)
+    found = data["format_version"]
+    if found < FORMAT_VERSION:
+        raise LuminaError(f"{path} has store format {found}, this lumina_plugin reads {FORMAT_VERSION}; bring it up to "
+                          f"date, in place, with `lumina store migrate {folder}`")
+    try:
+        return Manifest.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise LuminaError(f"{path} is damaged ({explain(error)}); {MEND}") from error
+
+
+def read_root(folder: Path) -> tp.Dict[str, tp.Any]:
+    """manifest.json as JSON with a matching checksum, of any format up to ours. Raises LuminaError."""
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_bytes())
@@ -35,16 +49,13 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise LuminaError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise LuminaError(f"{path} is damaged (not JSON: {error}); {_MEND}") from error
+        raise LuminaError(f"{path} is damaged (not JSON: {error}); {MEND}") from error
     found = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(found, int) and found > FORMAT_VERSION:
         raise LuminaError(newer(path, found))
-    if not isinstance(data, dict) or data.pop("sha256", None) != sha256(canonical(data)):
-        raise LuminaError(f"{path} is damaged (its checksum does not match); {_MEND}")
-    try:
-        return Manifest.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise LuminaError(f"{path} is damaged ({explain(error)}); {_MEND}") from error
+    if not isinstance(found, int) or data.pop("sha256", None) != sha256(canonical(data)):
+        raise LuminaError(f"{path} is damaged (its checksum does not match); {MEND}")
+    return data
 
 
 def newer(path: Path, found: int) -> str:
@@ -54,7 +65,7 @@ def newer(path: Path, found: int) -> str:
 
 def _absent(folder: Path) -> str:
     if has_shards(folder):
-        return f"{folder / MANIFEST} is missing although there are shards; {_MEND}"
+        return f"{folder / MANIFEST} is missing although there are shards; {MEND}"
     if folder.is_dir():
         return f"{folder} is not a fingerprint store (it has no {MANIFEST}); name a folder <xp folder>/lumina/<recipe>"
     return f"there is no fingerprint store at {folder}; fingerprint a catalogue into it first, or correct the path"
@@ -74,25 +85,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def write_tracks(folder: Path, tracks: tp.Sequence[TrackRecord]) -> TrackTable:
-    """Write the track table, one JSON object a line."""
-    data = b"".join(canonical(track.model_dump(mode="json")) + b"\n" for track in tracks)
-    write(folder / TRACKS, data)
-    return TrackTable(file=TRACKS, sha256=sha256(data), count=len(tracks))
-
-
-def read_tracks(folder: Path, table: TrackTable) -> tp.List[TrackRecord]:
-    """Read and check the track table. Raises LuminaError where it is missing or damaged."""
-    path = folder / table.file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LuminaError(f"cannot read the track table {path} ({error.strerror}); {_MEND}") from error
-    if sha256(data) != table.sha256:
-        raise LuminaError(f"the track table {path} is damaged (its SHA-256 does not match the manifest); {_MEND}")
-    return [TrackRecord.model_validate_json(line) for line in data.splitlines()]
-
-
 def validated_tracks(tracks: tp.Iterable[AnyTrack]) -> tp.List[TrackRecord]:
     """Validated tracks with distinct ids, as they will read back from disk."""
     records: tp.Dict[str, TrackRecord] = {}
@@ -102,9 +94,9 @@ def validated_tracks(tracks: tp.Iterable[AnyTrack]) -> tp.List[TrackRecord]:
             record = TrackRecord.model_validate(plain(data, f"track {index + 1} ({data.get('id')})"))
         except pydantic.ValidationError as error:
             raise LuminaError(f"track {index + 1} ({data.get('id')}) cannot be stored: {explain(error)}") from error
+        if record.gone:
+            raise LuminaError(f"track {index + 1} ({record.id}) cannot be stored: it is {record.status}")
         if record.id in records:
             raise LuminaError(f"two tracks have the id '{record.id}'; ids must be distinct, rename one")
         records[record.id] = record
-    if not records:
-        raise LuminaError("the catalogue has no track; a store needs at least one")
     return list(records.values())

@@ -5,7 +5,7 @@ import typing as tp
 
 import pydantic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CHANNEL = re.compile(r"[A-Za-z0-9_-]+")  # no dot: "P.norm" names a tensor of channel "P"
 
@@ -20,7 +20,8 @@ class Identity(Record):
     """Whatever two fingerprints must share to be comparable. Hashes are opaque strings, compared for equality.
 
     `recipe` is the full recipe beside its hash, `dim` the fingerprint width D, `channels` the order of channels,
-    `trained_on_hash` the catalogue that the model was trained on where that is known.
+    `trained_on_hash` the catalogue that the model was trained on where that is known. `catalogue_hash` is that of the
+    catalogue given last: the one part of an identity that changes, when songs are added or replaced.
     """
 
     model_id: str
@@ -34,6 +35,10 @@ class Identity(Record):
     channels: tp.List[str] = ["P", "M"]
     licence: tp.Optional[str] = None
 
+    def lasting(self) -> tp.Dict[str, tp.Any]:
+        """What stays the same for as long as the store lives: all but the catalogue's hash, as JSON."""
+        return self.model_dump(mode="json", exclude={"catalogue_hash"})
+
     @pydantic.field_validator("channels")
     @classmethod
     def _channels(cls, value: tp.List[str]) -> tp.List[str]:
@@ -42,7 +47,7 @@ class Identity(Record):
         return value
 
 
-Status = tp.Literal["ok", "silent", "skipped"]
+Status = tp.Literal["ok", "silent", "skipped", "withdrawn", "replaced"]
 
 
 class Mark(Record):
@@ -52,10 +57,17 @@ class Mark(Record):
     reason: str = ""
 
 
+class Absent(Mark):
+    """A slot of a shard's span without a row in its file."""
+
+    slot: int
+
+
 class TrackRecord(Record):
     """One catalogue entry as the store knows it; `duration` in seconds, `sha256` of the audio file.
 
     `extra` holds anything else that serialises to JSON: writers' and owners' splits, composition_id, production_id.
+    A tombstone has `status` "withdrawn" or "replaced", its date (ISO 8601, UTC) in `gone_on`, its reason, and the id.
     """
 
     id: str = pydantic.Field(min_length=1)
@@ -69,6 +81,16 @@ class TrackRecord(Record):
     extra: tp.Dict[str, tp.Any] = {}
     status: Status = "ok"
     reason: str = ""
+    gone_on: tp.Optional[str] = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether this is what is left of a withdrawn or replaced track."""
+        return self.status in ("withdrawn", "replaced")
+
+    def tombstone(self, status: Status, reason: str, date: str) -> "TrackRecord":
+        """What is left of this track once it is gone: no title, no artist, no codes, no path."""
+        return TrackRecord(id=self.id, status=status, reason=reason, gone_on=date)
 
 
 class FileRef(Record):
@@ -79,16 +101,35 @@ class FileRef(Record):
 
 
 class ShardInfo(FileRef):
-    """Fingerprints of `span` neighbours in the track table, from position `first`.
+    """Fingerprints of `span` neighbours in the track table, from slot `first`.
 
-    `count` rows are in the file, in the table's order; `absent` names the other `span - count` and says why.
-    The rows' ids are therefore implied by the track table, and the manifest stays small at a million songs.
+    `count` rows are in the file, in the table's order; `absent` names the other `span - count` slots and says why.
+    The rows' ids are therefore implied by the track table, and the manifest stays small at a million songs. A row whose
+    slot is a tombstone by now is not read any more, and leaves the disk by compaction.
     """
 
     first: int
     span: int
     count: int
-    absent: tp.Dict[str, Mark] = {}
+    absent: tp.List[Absent] = []
+
+
+class Fit(Record):
+    """What a projection was fitted on: `songs` that the fit saw, and `spans` of slots [first, end) that they came from.
+
+    `live` of those slots held a track then. `kind` is the projection's: only a "fitted" one ages.
+    """
+
+    kind: str = ""
+    songs: int
+    live: int
+    spans: tp.List[tp.Tuple[int, int]] = []
+
+
+class ProjectionRef(FileRef):
+    """A projection's file, and what it was fitted on."""
+
+    fit: Fit
 
 
 class CheckpointInfo(Record):
@@ -107,7 +148,7 @@ class CheckpointInfo(Record):
     weights_sha256: tp.Optional[str] = None
     complete: bool = False
     noise: tp.Dict[str, tp.Any] = {}
-    projections: tp.Dict[str, FileRef] = {}
+    projections: tp.Dict[str, ProjectionRef] = {}
     shards: tp.List[ShardInfo] = []
 
     @pydantic.field_validator("name")
@@ -124,14 +165,19 @@ class CheckpointInfo(Record):
 
     @property
     def covered(self) -> int:
-        """Tracks that committed shards account for, fingerprinted or marked."""
+        """Slots that committed shards account for: fingerprinted, marked or gone."""
         return sum(shard.span for shard in self.shards)
 
 
 class TrackTable(FileRef):
-    """The file that holds the ordered track table, and its number of tracks."""
+    """The index file: `count` slots, tombstones among them, in batches that begin at `starts`.
+
+    `digest` covers the content alone, whichever version of Arrow wrote the file.
+    """
 
     count: int
+    starts: tp.List[int] = [0]
+    digest: str
 
 
 class Manifest(Record):

@@ -26,10 +26,11 @@ class Damaged(LuminaError):
 
 
 class Row(tp.NamedTuple):
-    """One song's fingerprint: per channel a vector [D], and the raw norm before normalisation."""
+    """One song's fingerprint: per channel a vector [D], the raw norm before normalisation, perhaps its chunks' [n]."""
 
     vectors: Tensors
     norms: tp.Dict[str, float]
+    chunk_norms: tp.Optional[Tensors] = None
 
 
 def independent(tensors: tp.Mapping[str, torch.Tensor], floats: tp.Optional[torch.dtype] = None) -> Tensors:
@@ -83,28 +84,53 @@ def _digest(tensors: tp.Mapping[str, torch.Tensor], body: tp.Dict[str, tp.Any]) 
 
 
 def stack(rows: tp.Sequence[Row], channels: tp.Sequence[str], dim: int, dtype: torch.dtype) -> Tensors:
-    """Rows as tensors: per channel C, "C" [n, D] of `dtype` and "C.norm" [n] fp32."""
+    """Rows as tensors: per channel C, "C" [n, D] of `dtype` and "C.norm" [n] fp32.
+
+    Where any row has chunk norms, too: "C.chunk_norms" [chunks of all rows] fp32, row after row, of which row i has
+    "C.chunk_ends"[i - 1] to "C.chunk_ends"[i] (int64 [n]).
+    """
     tensors: Tensors = {}
+    ragged = any(row.chunk_norms is not None for row in rows)
     for channel in channels:
         vectors = torch.empty(len(rows), dim, dtype=dtype)
         for index, row in enumerate(rows):
             vectors[index] = row.vectors[channel]
         tensors[channel] = vectors
         tensors[f"{channel}.norm"] = torch.tensor([row.norms[channel] for row in rows], dtype=torch.float32)
+        if ragged:
+            parts = [row.chunk_norms[channel] if row.chunk_norms else torch.empty(0) for row in rows]
+            tensors[f"{channel}.chunk_norms"] = torch.cat(parts)
+            tensors[f"{channel}.chunk_ends"] = torch.tensor([len(part) for part in parts]).cumsum(0)
     return tensors
+
+
+def chunk_norms(tensors: Tensors, channel: str, count: int) -> tp.List[torch.Tensor]:
+    """Per row its chunks' norms [chunks], views; empty ones where none were kept."""
+    if f"{channel}.chunk_ends" not in tensors:
+        return [torch.empty(0)] * count
+    ends = tensors[f"{channel}.chunk_ends"].tolist()
+    return [tensors[f"{channel}.chunk_norms"][first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
 def unstack(tensors: Tensors, channels: tp.Sequence[str], count: int) -> tp.List[Row]:
     """The inverse of `stack`; vectors are views of the (mapped) tensors."""
     norms = {channel: tensors[f"{channel}.norm"].tolist() for channel in channels}
+    chunks = {channel: chunk_norms(tensors, channel, count) for channel in channels}
     return [Row({channel: tensors[channel][index] for channel in channels},
-                {channel: norms[channel][index] for channel in channels}) for index in range(count)]
+                {channel: norms[channel][index] for channel in channels},
+                {channel: chunks[channel][index] for channel in channels}
+                if any(len(chunks[channel][index]) for channel in channels) else None) for index in range(count)]
 
 
-def check_row(name: str, vectors: tp.Mapping[str, torch.Tensor], norms: tp.Optional[tp.Mapping[str, float]],
+def check_row(name: str, row: tp.Tuple[tp.Mapping[str, torch.Tensor], tp.Optional[tp.Mapping[str, float]],
+                                       tp.Optional[tp.Mapping[str, torch.Tensor]]],
               channels: tp.Sequence[str], dim: int, dtype: torch.dtype) -> Row:
-    """A song's row, cast to the store's `dtype` and copied. Raises LuminaError, naming the song, for a wrong one."""
-    if set(vectors) != set(channels) or (norms is not None and set(norms) != set(channels)):
+    """A song's row (vectors, norms, chunk norms), cast to the store's `dtype` and copied.
+
+    Raises LuminaError, naming the song, for a wrong one.
+    """
+    vectors, norms, chunks = row
+    if any(part is not None and set(part) != set(channels) for part in row):
         raise LuminaError(f"the fingerprint of song '{name}' must have exactly the channels {', '.join(channels)}")
     kept: Tensors = {}
     for channel, vector in vectors.items():
@@ -117,4 +143,13 @@ def check_row(name: str, vectors: tp.Mapping[str, torch.Tensor], norms: tp.Optio
                               "as skipped, or fingerprint it again")
     if norms is None:
         norms = {channel: float(vectors[channel].detach().float().norm()) for channel in channels}
-    return Row(kept, {channel: float(norms[channel]) for channel in channels})
+    return Row(kept, {channel: float(norms[channel]) for channel in channels}, _check_chunks(name, chunks))
+
+
+def _check_chunks(name: str, chunks: tp.Optional[tp.Mapping[str, torch.Tensor]]) -> tp.Optional[Tensors]:
+    if chunks is None:
+        return None
+    kept = {channel: norms.detach().to("cpu", torch.float32, copy=True) for channel, norms in chunks.items()}
+    if any(norms.dim() != 1 or not bool(torch.isfinite(norms).all()) for norms in kept.values()):
+        raise LuminaError(f"the chunk norms of song '{name}' must be finite, of shape [chunks] per channel")
+    return kept if any(len(norms) for norms in kept.values()) else None

@@ -1,34 +1,39 @@
 """Filling one checkpoint with fingerprints, so that being killed costs at most one shard and changes no byte.
 
-Shard k always holds the tracks at positions [k·size, (k+1)·size) of the track table, whatever the order in which they
-come: that is why an interrupted, reordered or often flushed pass ends with the same bytes. Rows whose shard is still
+Shard k always holds the tracks of block k of the track table (see `layout`), whatever the order in which they come:
+that is why an interrupted, reordered or often flushed pass ends with the same bytes. Rows whose shard is still
 open wait in memory. They are saved in `pending-*.safetensors` by every `flush`, and whenever there are `shard_size` of
 them; the next writer takes them up from there, and the files are deleted once their shards are written.
 
 | killed while                       | leaves                                      | what the rerun does             |
 |------------------------------------|---------------------------------------------|---------------------------------|
 | rows wait in memory                | committed shards, pending files             | redoes those rows (≤ one shard) |
-| between shard and manifest         | a shard that the manifest does not name     | writes the same shard again     |
+| between shard and manifest         | a shard that the manifest does not name     | deletes it and redoes its rows  |
 | between manifest and clean-up      | pending files of a committed shard          | deletes them                    |
 | between finished.json and manifest | all shards, but a checkpoint not `complete` | calls `finish` again            |
 """
 
 import json
-import math
 import typing as tp
 from pathlib import Path
 
 import torch
 
 from ..errors import LuminaError
-from . import files, shards
+from . import files, pack, shards
 from .pending import Pending
-from .records import CheckpointInfo, FileRef, Mark, ShardInfo
+from .records import FORMAT_VERSION, CheckpointInfo, Fit, Mark, ProjectionRef
 
 if tp.TYPE_CHECKING:
     from .folder import FingerprintStore
 
 FINISHED = "finished.json"
+
+
+def finished_bytes(model_hash: str, noise: tp.Mapping[str, tp.Any], slots: int) -> bytes:
+    """finished.json: which weights are through with a table of so many slots, and the noise measured."""
+    body = {"model_hash": model_hash, "noise": dict(noise), "slots": slots}
+    return json.dumps({**body, "sha256": files.sha256(files.canonical(body))}, indent=1, ensure_ascii=False).encode()
 
 
 class StoreWriter:
@@ -54,7 +59,7 @@ class StoreWriter:
         self._settled: tp.Set[str] = set()      # fingerprinted or marked, durable or not
         self._unsaved: tp.Dict[str, None] = {}  # those of them that memory alone knows, in order
         self._open: tp.Dict[int, int] = {}      # shard without a file -> how many of its tracks are not settled yet
-        self._pending = Pending(self._folder, {}, store.channels)
+        self._pending = Pending(self._folder, {}, store.channels, store.slot_if_any)
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
@@ -62,7 +67,7 @@ class StoreWriter:
         self._store.lock.__enter__()
         try:
             self._store.reload()
-            files.sweep(self._store.path)
+            self._store.tidy()
             self._begin()
             self._resume()
         except BaseException:
@@ -91,7 +96,7 @@ class StoreWriter:
                                   f"{getattr(old, key)}, now it is {getattr(info, key)}; use another checkpoint name "
                                   "or a fresh store")
             self._store.commit(self._store.manifest.without(info.name))
-            files.remove(path for pattern in ("shard-*", "pending-*", "projection-*", FINISHED)
+            files.remove(path for pattern in (pack.PATTERN, "pending-*", "projection-*", FINISHED)
                          for path in self._folder.glob(pattern))
         weights = None if info.weights is None else self._store.path / info.weights
         digest = files.sha256_file(weights) if weights is not None and weights.is_file() else None
@@ -99,18 +104,23 @@ class StoreWriter:
             name=info.name, epoch=info.epoch, model_hash=info.model_hash, weights=info.weights, weights_sha256=digest)))
 
     def _resume(self) -> None:
-        """Learn what is settled: by committed shards, as a track known to be silent or skipped, or by pending rows."""
-        tracks, committed = self._store.tracks, {shard.first // self._size for shard in self.checkpoint.shards}
-        self._open = {index: 0 for index in range(math.ceil(len(tracks) / self._size)) if index not in committed}
-        for position, track in enumerate(tracks):
-            index = position // self._size
-            if index not in self._open:
+        """Learn what is settled: by committed shards, as silent, skipped or gone, or by pending rows."""
+        committed = {shard.first for shard in self.checkpoint.shards}
+        tracks = self._store.slots
+        for block in self._store.layout.blocks:
+            is_open = block.first not in committed
+            if is_open:
+                self._open[block.ordinal] = 0
+            for slot in block.slots:
+                track = tracks[slot]
+                if self._store.slot_if_any(track.id) not in (slot, None):
+                    continue  # what is left of a track that another one of its id has replaced
+                if is_open and track.status == "ok":
+                    self._open[block.ordinal] += 1
+                    continue
                 self._settled.add(track.id)
-            elif track.status != "ok":
-                self._settled.add(track.id)
-                self._marks[track.id] = Mark(status=track.status, reason=track.reason)
-            else:
-                self._open[index] += 1
+                if is_open and not track.gone:
+                    self._marks[track.id] = Mark(status=track.status, reason=track.reason)
         self._pending.key = self._key()
         rows, marks = self._pending.load(wanted=lambda name: name not in self._settled)
         self._rows.update(rows)
@@ -123,8 +133,8 @@ class StoreWriter:
     def _key(self) -> tp.Dict[str, tp.Any]:
         """What pending rows must agree with to be taken up again."""
         record, manifest = self.checkpoint, self._store.manifest
-        return {"identity": manifest.identity.model_dump(mode="json"), "model_hash": record.model_hash,
-                "dtype": manifest.dtype, "tracks": manifest.tracks.sha256,
+        return {"format_version": FORMAT_VERSION, "identity": manifest.identity.lasting(),
+                "model_hash": record.model_hash, "dtype": manifest.dtype,
                 "projections": {channel: ref.sha256 for channel, ref in record.projections.items()}}
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -136,8 +146,16 @@ class StoreWriter:
 
     @property
     def done_ids(self) -> tp.Set[str]:
-        """Songs that need no work: durably stored, or known to be silent or skipped. A copy: ask before the loop."""
+        """Songs that need no work: durably stored, known to be silent or skipped, or withdrawn.
+
+        Songs added or replaced since the last pass are not among them. A copy: ask before the loop.
+        """
         return self._settled.difference(self._unsaved)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the checkpoint holds any fingerprint: then its projections stand, whatever songs are added."""
+        return bool(self._rows) or any(shard.count for shard in self.checkpoint.shards)
 
     def projection_if_any(self, channel: str) -> tp.Optional[tp.Tuple[shards.Tensors, tp.Dict[str, str]]]:
         """Tensors and metadata of a projection that an earlier, interrupted pass put, or None."""
@@ -146,8 +164,14 @@ class StoreWriter:
     # -- filling ------------------------------------------------------------------------------------------------------
 
     def put_projection(self, channel: str, tensors: tp.Mapping[str, torch.Tensor],
-                       metadata: tp.Optional[tp.Mapping[str, str]] = None) -> None:
+                       metadata: tp.Optional[tp.Mapping[str, str]] = None, seen: bool = True) -> None:
         """Store a channel's projection (any tensors) before the first `add`. The same one again changes nothing.
+
+        Args:
+            channel: one of the store's. tensors: whatever makes the projection up.
+            metadata: facts about it; of "kind" ("fitted" or another) and "songs" (how many the fit used) the manifest
+                keeps note, to tell when it should be fitted again.
+            seen: False for one that was fitted elsewhere, on other songs than this store's.
 
         Raises LuminaError for another one once songs are stored: their vectors would not belong to it.
         """
@@ -155,9 +179,10 @@ class StoreWriter:
         body = {"kind": "projection", "channel": channel,
                 "metadata": files.plain(dict(metadata or {}), f"the metadata of projection {channel}")}
         data = shards.encode(shards.independent(tensors), body)
-        ref = FileRef(file=f"{self._info.name}/projection-{channel}.safetensors", sha256=files.sha256(data))
+        ref = ProjectionRef(file=f"{self._info.name}/projection-{channel}.safetensors", sha256=files.sha256(data),
+                            fit=self._fit(body["metadata"], seen))
         record, path = self.checkpoint, self._store.path / ref.file
-        if record.projections.get(channel) == ref:
+        if channel in record.projections and record.projections[channel].sha256 == ref.sha256:
             if not files.holds(path, ref.sha256):
                 files.write(path, data)
             return
@@ -172,17 +197,25 @@ class StoreWriter:
         self._update(projections=dict(sorted({**others, channel: ref}.items())))
         self._pending.key = self._key()
 
+    def _fit(self, metadata: tp.Mapping[str, tp.Any], seen: bool) -> Fit:
+        """What the manifest keeps of a projection's fit."""
+        live, told = len(self._store.tracks), str(metadata.get("songs", ""))
+        return Fit(kind=str(metadata.get("kind", "")), songs=int(told) if told.isdecimal() else live,
+                   live=live if seen else 0, spans=[(0, self._store.manifest.tracks.count)] if seen else [])
+
     def add(self, track_id: str, vectors: tp.Mapping[str, torch.Tensor],
-            norms: tp.Optional[tp.Mapping[str, float]] = None) -> None:
+            norms: tp.Optional[tp.Mapping[str, float]] = None,
+            chunk_norms: tp.Optional[tp.Mapping[str, torch.Tensor]] = None) -> None:
         """Add a song's fingerprint.
 
         Args:
             track_id: a track of the store that is not in `done_ids`.
             vectors: per channel a vector [D], copied and cast to the store's dtype.
             norms: per channel the raw norm before normalisation; by default the norm of the vector given.
+            chunk_norms: per channel the raw norm of each chunk's gradient [chunks], kept as fp32.
         """
         self._check_new(track_id)
-        self._rows[track_id] = shards.check_row(track_id, vectors, norms, self._store.channels,
+        self._rows[track_id] = shards.check_row(track_id, (vectors, norms, chunk_norms), self._store.channels,
                                                 self._store.identity.dim, self._store.dtype)
         self._settle(track_id)
 
@@ -209,16 +242,15 @@ class StoreWriter:
         self.flush()
         left, record = sum(self._open.values()), self.checkpoint
         if left:
-            first = next(track.id for track in self._store.tracks if track.id not in self._settled)
+            first = next(track.id for track in self._store.slots if track.id not in self._settled)
             raise LuminaError(f"checkpoint '{record.name}' of {self._store.path} is not complete: {left} songs, the "
                               f"first '{first}', have neither a fingerprint nor a mark; add or mark them before finish")
         if record.weights is not None and record.weights_sha256 is None:
             raise LuminaError(f"the weights {self._store.path / record.weights} of checkpoint '{record.name}' are not "
                               "there; write them with save_weights before the first song")
         measured = files.plain(dict(noise or {}), "the measured noise")
-        body = {"model_hash": record.model_hash, "noise": measured}
-        data = {**body, "sha256": files.sha256(files.canonical(body))}
-        files.write(self._folder / FINISHED, json.dumps(data, indent=1, ensure_ascii=False).encode())
+        slots = self._store.manifest.tracks.count
+        files.write(self._folder / FINISHED, finished_bytes(record.model_hash, measured, slots))
         self._update(complete=True, noise=measured)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -230,7 +262,7 @@ class StoreWriter:
                               "done_ids names, or make a fresh store to fingerprint it again")
 
     def _shard_of(self, track_id: str) -> int:
-        return self._store.position(track_id) // self._size
+        return self._store.layout.of(self._store.position(track_id)).ordinal
 
     def _settle(self, track_id: str) -> None:
         self._settled.add(track_id)
@@ -248,28 +280,22 @@ class StoreWriter:
 
     def _commit_shard(self, index: int) -> None:
         """Write shard `index`, then name it in the manifest, then forget its rows."""
-        first, record = index * self._size, self.checkpoint
-        tracks = self._store.table[first:first + self._size]
-        names = [track.id for track in tracks if track.id in self._rows]
-        absent = {track.id: self._marks[track.id] for track in tracks if track.id not in self._rows}
-        data = shards.encode(
-            shards.stack([self._rows[name] for name in names], self._store.channels, self._store.identity.dim,
-                         self._store.dtype),
-            {"kind": "shard", "first": first, "ids": names,
-             "absent": {name: mark.model_dump(mode="json") for name, mark in absent.items()},
-             "tracks": [track.model_dump(mode="json") for track in tracks],
-             "checkpoint": record.model_dump(mode="json", exclude={"shards", "complete", "noise"}),
-             "manifest": self._store.manifest.model_dump(mode="json", exclude={"updated_by", "checkpoints"})})
-        shard = ShardInfo(file=f"{record.name}/shard-{index:05d}.safetensors", sha256=files.sha256(data), first=first,
-                          span=len(tracks), count=len(names), absent=absent)
+        block, record = self._store.layout.blocks[index], self.checkpoint
+        tracks = self._store.table[block.first:block.first + block.span]
+        names = [track.id for track in tracks if not track.gone and track.id in self._rows]
+        rows = shards.stack([self._rows[name] for name in names], self._store.channels, self._store.identity.dim,
+                            self._store.dtype)
+        shard, data = pack.pack(self._store.manifest, record, block, tracks, rows,
+                                pack.absent_of(block, tracks, names, self._marks))
         files.write(self._store.path / shard.file, data)
         self._update(shards=sorted([*record.shards, shard], key=lambda s: s.first))
         del self._open[index]
-        for track in tracks:
-            self._rows.pop(track.id, None)
-            self._marks.pop(track.id, None)
-            self._unsaved.pop(track.id, None)
-        self._pending.drop(track.id for track in tracks)
+        settled = [track.id for track in tracks if not track.gone]
+        for name in settled:
+            self._rows.pop(name, None)
+            self._marks.pop(name, None)
+            self._unsaved.pop(name, None)
+        self._pending.drop(settled)
 
     def _save_unsaved(self) -> None:
         """Write rows of open shards to a pending file, and hold them as views of it from now on."""

@@ -1,0 +1,65 @@
+"""The pass over a catalogue that changes: only what is new is fingerprinted, and who is withdrawn stays out."""
+
+import pytest
+import torch
+
+from lumina_plugin.catalogue import build_catalogue
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.fingerprint import Fingerprinter
+from lumina_plugin.hashing import state_hash
+from lumina_plugin.passes import make_identity, open_or_create, prepare, run_pass
+from lumina_plugin.recipe import get_recipe
+from lumina_plugin.store import CheckpointInfo
+from lumina_plugin.tokens import Tokenizer
+
+from .tiny import build_codec, build_lm, write_songs
+
+
+class Passes:
+    """A tiny model whose catalogue grows."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.lm = build_lm().eval()
+        self.recipe = get_recipe('default', chunk_seconds=1., projection={'dim': 32, 'residual_dim': 8})
+        self.codec = build_codec()[0]
+
+    def prepared(self, songs):
+        folder = write_songs(self.folder / f'songs-{songs}', songs, 1.4)
+        (folder / 'silence.wav').unlink()
+        catalogue = build_catalogue(folder, self.folder / f'catalogue-{songs}', progress=False).catalogue
+        return prepare(catalogue, Tokenizer(self.codec, 'codec', 1.), self.lm)
+
+    def store(self, prepared, update=False):
+        identity = make_identity('tiny', self.lm, 'codec', self.recipe, prepared.catalogue, None)
+        return open_or_create(self.folder / 'store', identity, prepared, update)
+
+    def run(self, prepared, store, name='live'):
+        seen = []
+        fingerprinter = Fingerprinter(self.lm, self.recipe)
+        inner = fingerprinter.gradients
+        fingerprinter.gradients = lambda batch, reducers: seen.append(len(batch)) or inner(batch, reducers)
+        weights = self.lm.state_dict()
+        run_pass(fingerprinter, prepared, store, CheckpointInfo(name=name, model_hash=state_hash(weights)))
+        return sum(seen)
+
+
+def test_only_new_songs_are_fingerprinted_and_withdrawn_ones_stay_out(tmp_path):
+    passes = Passes(tmp_path)
+    four, six = passes.prepared(4), passes.prepared(6)
+    store = passes.store(four)
+    assert passes.run(four, store) >= 8  # two chunks each, and the fit
+    before = store.vectors('live', 'P')[1].clone()
+    with pytest.raises(LuminaError, match='2 songs are new and 0 have another recording; .*--update'):
+        passes.store(six)
+    store = passes.store(six, update=True)
+    assert passes.run(six, store) == 4
+    ids, rows = store.vectors('live', 'P')
+    assert len(ids) == 6 and torch.equal(rows[:4], before)
+    assert passes.run(six, store) == 0
+    store.withdraw(['song-1'], 'opted out')
+    assert passes.run(six, store) == 0
+    passes.run(six, store, 'later')
+    assert store.vectors('later', 'M')[0] == [f'song-{index}' for index in (0, 2, 3, 4, 5)]
+    with pytest.raises(LuminaError, match='lumina store withdraw'):
+        passes.store(four, update=True)
