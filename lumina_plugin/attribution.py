@@ -19,7 +19,7 @@ from .hashing import codes_hash, model_config_hash, state_hash
 from .projection import ChannelProjection
 from .recipe import Recipe, recipe_from_dict
 from .report import schema
-from .scoring import compute_scores, multi_checkpoint
+from .scoring import Scorer, StackedRows, fit_scorers, multi_checkpoint, score_together
 from .store import CheckpointInfo, FingerprintStore
 from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
@@ -50,9 +50,9 @@ class QueryFacts:
 
 @dataclasses.dataclass(frozen=True)
 class _Channel:
-    """Songs of one channel: ids in order and unit rows [N, D] per checkpoint."""
+    """Songs of one channel: ids in order and, per checkpoint, the scores that are needed, ready for queries."""
     ids: tp.List[str]
-    songs: tp.List[np.ndarray]
+    scorers: tp.List[tp.Dict[str, Scorer]]
     noise_mean: float
     noise_floor: float
     how: str
@@ -189,24 +189,22 @@ class Attributor:
                 parts[channel].append(rows[channel].numpy())
         return whole, parts
 
-    def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray], method: str) -> np.ndarray:
-        """Mean score over the checkpoints, [Q, N], of queries [Q, D] per checkpoint."""
-        return multi_checkpoint([compute_scores(method, query, songs, ridge=self.recipe.scoring.ridge)
-                                 for query, songs in zip(queries, loaded.songs, strict=True)])
+    def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray]) -> tp.Tuple[np.ndarray, np.ndarray]:
+        """Mean cosine and mean score over the checkpoints, [Q, N] each, of queries [Q, D] per checkpoint."""
+        found = [dict(zip(scorers, score_together(list(scorers.values()), query), strict=True))
+                 for query, scorers in zip(queries, loaded.scorers, strict=True)]
+        cosine = multi_checkpoint([scores['cosine'] for scores in found])
+        method = self.recipe.scoring.method
+        return cosine, cosine if method == 'cosine' else multi_checkpoint([scores[method] for scores in found])
 
     def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray]) -> statistics.ChannelStatistics:
-        rows = [vector[None] for vector in query]
-        cosine = self._scores(loaded, rows, 'cosine')[0]
-        method = self.recipe.scoring.method
-        scores = cosine if method == 'cosine' else self._scores(loaded, rows, method)[0]
+        cosine, scores = self._scores(loaded, [vector[None] for vector in query])
         gate = statistics.Gate(self.recipe.gate.level, self.recipe.gate.tail)
-        return statistics.channel_statistics(cosine, scores, loaded.noise_floor, gate, loaded.noise_mean)
+        return statistics.channel_statistics(cosine[0], scores[0], loaded.noise_floor, gate, loaded.noise_mean)
 
     def _segments(self, loaded: _Channel, chunks: tp.List[tp.Tuple[CodeChunk, tp.Optional[Example]]],
                   heard: tp.List[int], parts: tp.List[np.ndarray], masked: float) -> tp.List[schema.Segment]:
-        cosine = self._scores(loaded, parts, 'cosine')  # [n, N]
-        method = self.recipe.scoring.method
-        scores = cosine if method == 'cosine' else self._scores(loaded, parts, method)
+        cosine, scores = self._scores(loaded, parts)  # [n, N]
         rows = {index: row for row, index in enumerate(heard)}
         segments = []
         for index, (chunk, _) in enumerate(chunks):
@@ -272,15 +270,22 @@ class Attributor:
                               f"{live}); load the model that it was made with, or fingerprint the catalogue again")
 
     def _load_channel(self, channel: str) -> _Channel:
-        loaded = [self.store.vectors(checkpoint.name, channel) for checkpoint in self.checkpoints]
-        ids = loaded[0][0]
-        if any(other != ids for other, _ in loaded):
-            raise LuminaError(f"The checkpoints of {self.store.path} do not hold the same songs; fingerprint again "
-                              "with `execute_only=fingerprint`.")
-        songs = [rows.float().numpy() for _, rows in loaded]
+        """Songs are left in the store's mapped files; only what the scores keep of them is in memory."""
+        ids: tp.List[str] = []
+        matrices = []
+        for checkpoint in self.checkpoints:
+            shards = list(self.store.iter_vectors(checkpoint.name, channel))
+            found = [track_id for names, _ in shards for track_id in names]
+            if ids and found != ids:
+                raise LuminaError(f"The checkpoints of {self.store.path} do not hold the same songs; fingerprint again "
+                                  "with `execute_only=fingerprint`.")
+            ids = found
+            matrices.append(StackedRows([rows for _, rows in shards], self.store.identity.dim))
+        names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
+        scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge) for songs in matrices]
         if self.recipe.gate.noise_floor == 'theory':
-            return _Channel(ids, songs, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
-        return _Channel(ids, songs, *statistics.measured_noise(songs), 'measured')
+            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
+        return _Channel(ids, scorers, *statistics.measured_noise(matrices), 'measured')
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""

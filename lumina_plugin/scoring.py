@@ -1,35 +1,145 @@
 """Scores of a query's fingerprint against every song of a store.
 
-A score is a function `(query, songs) -> [Q, N]` known by its name (`score_names()`), so that a recipe can carry it and
-a report can print it. Songs are read in blocks, so a memory-mapped store never has to fit in memory, and no score ever
-forms an N x N matrix. All arithmetic is in float64, whatever the store's own type is.
+A score is known by its name (`score_names()`), so that a recipe can carry it and a report can print it. What does not
+depend on a query is computed once (`fit_scorer`); songs are read in blocks, so a memory-mapped store never has to fit
+in memory, and no score ever forms an N x N matrix. Up to `EXACT_SONGS` songs all arithmetic is in float64, whatever
+the store's own type is; beyond, products with songs are in float32, and the Gram matrix still is not.
 
 A zero vector (silence) scores 0 against everything. Vectors that hold NaN or infinity are refused.
 """
 
-import inspect
+import abc
 import typing as tp
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .errors import LuminaError
 
 FloatArray = npt.NDArray[np.float64]
-ScoreFunction = tp.Callable[..., FloatArray]
 
 DEFAULT_RIDGE = 0.01
 BLOCK = 4096  # songs read at a time: 16 MiB of float64 at D = 512
-_SCORES: tp.Dict[str, ScoreFunction] = {}
+EXACT_SONGS = 1 << 16
+_SCORES: tp.Dict[str, tp.Type['Scorer']] = {}
 
 
-def register_score(name: str) -> tp.Callable[[ScoreFunction], ScoreFunction]:
-    """Make a function `(query, songs, [ridge]) -> [Q, N]` known under `name`."""
-    def add(function: ScoreFunction) -> ScoreFunction:
+class StackedRows:
+    """Several [n, D] tensors, memory-mapped or not, as one [N, D] that is read in slices and never joined.
+
+    Args:
+        parts (sequence of torch.Tensor or array): Of one width.
+        width (int): D, for no parts at all.
+    """
+
+    def __init__(self, parts: tp.Sequence[tp.Any], width: int):
+        self.parts = [part for part in parts if len(part)]
+        self.shape = (sum(len(part) for part in self.parts), width)
+
+    def take(self, index: npt.NDArray[np.int64]) -> FloatArray:
+        """Some rows, of ascending index, in float64."""
+        starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        taken = [np.asarray(part[index[(index >= first) & (index < last)] - first], dtype=np.float64)
+                 for part, first, last in zip(self.parts, starts[:-1], starts[1:], strict=True)]
+        return np.concatenate([np.zeros((0, self.shape[1])), *taken])
+
+    def blocks(self, size: int) -> tp.Iterator[tp.Any]:
+        """At most `size` rows at a time, in order, never across two parts."""
+        for part in self.parts:
+            for start in range(0, len(part), size):
+                yield part[start:start + size]
+
+
+class Scorer(abc.ABC):
+    """One score of a channel's songs, ready for queries.
+
+    Args:
+        songs: [N, D]: an array, a tensor or `StackedRows`, memory-mapped or not.
+        ridge (float): λ, for the scores that have one.
+    Raises:
+        LuminaError: for songs of another shape, or of which one is not finite.
+    """
+    unit: tp.ClassVar[bool] = True  # whether songs and queries count by direction alone
+
+    def __init__(self, songs: tp.Any, ridge: float = DEFAULT_RIDGE):
+        self.songs, self.ridge = _as_songs(songs), ridge
+        self.dtype = torch.float64 if self.songs.shape[0] <= EXACT_SONGS else torch.float32
+        self.scales = torch.ones(self.songs.shape[0], dtype=self.dtype)  # of each song's products
+
+    def learn(self, unit: torch.Tensor) -> None:  # noqa: B027 (most scores keep nothing)
+        """What a score keeps of all songs; called for blocks [n, D] of them, scaled to length 1, in order."""
+
+    def ready(self) -> None:  # noqa: B027
+        """Called after the last block."""
+
+    @abc.abstractmethod
+    def directions(self, queries: torch.Tensor) -> torch.Tensor:
+        """What songs are multiplied with, [Q, D] in float64, of queries [Q, D] (of length 1 if `unit`)."""
+
+    def finish(self, scores: FloatArray) -> FloatArray:
+        """The scores from the scaled products, both [Q, N]."""
+        return scores
+
+    def __call__(self, query: npt.ArrayLike) -> FloatArray:
+        """Score of each query [D] or [Q, D] against each song: [Q, N], float64, or float32 beyond `EXACT_SONGS`."""
+        return score_together([self], query)[0]
+
+
+def score_together(scorers: tp.Sequence[Scorer], query: npt.ArrayLike) -> tp.List[FloatArray]:
+    """Several scores of the same songs and queries, reading the songs once; each as the scorer alone gives it."""
+    songs, dtype = scorers[0].songs, scorers[0].dtype
+    queries = _as_queries(query)
+    _check_widths(queries, songs)
+    unit, raw = torch.from_numpy(unit_rows(queries)), torch.from_numpy(queries)
+    directions = torch.cat([scorer.directions(unit if scorer.unit else raw) for scorer in scorers])  # [S * Q, D]
+    columns = directions.T.to(dtype).contiguous()
+    products = torch.empty(columns.shape[1], songs.shape[0], dtype=dtype)
+    first = 0
+    for block in _blocks(songs):
+        last = first + len(block)
+        products[:, first:last] = (block.to(dtype) @ columns).T
+        first = last
+    return [scorer.finish((part * scorer.scales).numpy())
+            for scorer, part in zip(scorers, products.split(len(queries)), strict=True)]
+
+
+def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_RIDGE) -> tp.Dict[str, Scorer]:
+    """The named scores, made ready on songs [N, D] that are read once; λ has no effect on scores that have none.
+
+    Raises:
+        LuminaError: for an unknown name, or songs that cannot be scored.
+    """
+    unknown = [name for name in names if name not in _SCORES]
+    if unknown:
+        raise LuminaError(f"Recipe key 'scoring.method' is {unknown[0]!r}, which is no score: "
+                          f"use one of {', '.join(score_names())}.")
+    scorers = {name: _SCORES[name](songs, ridge) for name in names}
+    rows = _as_songs(songs)
+    first = 0
+    dtype = next(iter(scorers.values())).dtype
+    for block in _blocks(rows):
+        exact = block.to(dtype)
+        finite_rows(exact.numpy(), 'song', first)
+        scales = _inverse_lengths(exact)
+        unit = exact * scales[:, None]
+        for scorer in scorers.values():
+            if scorer.unit:
+                scorer.scales[first:first + len(block)] = scales
+            scorer.learn(unit)
+        first += len(block)
+    for scorer in scorers.values():
+        scorer.ready()
+    return scorers
+
+
+def register_score(name: str) -> tp.Callable[[tp.Type[Scorer]], tp.Type[Scorer]]:
+    """Make a Scorer known under `name`."""
+    def add(kind: tp.Type[Scorer]) -> tp.Type[Scorer]:
         if name in _SCORES:
             raise ValueError(f"a score named {name!r} is already registered")
-        _SCORES[name] = function
-        return function
+        _SCORES[name] = kind
+        return kind
     return add
 
 
@@ -38,78 +148,73 @@ def score_names() -> tp.List[str]:
     return sorted(_SCORES)
 
 
-def compute_scores(name: str, query: npt.ArrayLike, songs: npt.ArrayLike, ridge: float = DEFAULT_RIDGE) -> FloatArray:
-    """The named score of each query against each song.
+def compute_scores(name: str, query: npt.ArrayLike, songs: tp.Any, ridge: float = DEFAULT_RIDGE) -> FloatArray:
+    """The named score of each query [D] or [Q, D] against each song [N, D], as [Q, N].
 
-    Args:
-        name: one of `score_names()`.
-        query: `[D]` or `[Q, D]`.
-        songs: `[N, D]`, memory-mapped or not.
-        ridge: λ, passed to the scores that take one and of no effect on the others.
-    Returns:
-        `[Q, N]` float64.
     Raises:
         LuminaError: for an unknown name, widths that differ, or a vector that is not finite.
     """
-    if name not in _SCORES:
-        raise LuminaError(f"Recipe key 'scoring.method' is {name!r}, which is no score: "
-                          f"use one of {', '.join(score_names())}.")
-    function = _SCORES[name]
-    if 'ridge' in inspect.signature(function).parameters:
-        return function(query, songs, ridge=ridge)
-    return function(query, songs)
+    return fit_scorers([name], songs, ridge)[name](query)
 
 
 @register_score('cosine')
-def cosine(query: npt.ArrayLike, songs: npt.ArrayLike) -> FloatArray:
-    """Cosine of each query with each song, in [-1, 1] (LUMINA v7, cosine score).
+class Cosine(Scorer):
+    """Cosine of each query with each song, in [-1, 1] (LUMINA v7, cosine score); 0 where either is zero."""
 
-    Args:
-        query: `[D]` or `[Q, D]`, of any length.
-        songs: `[N, D]`, of any length.
-    Returns:
-        `[Q, N]`; 0 wherever either vector is zero.
-    """
-    queries, rows = _as_queries(query), _as_songs(songs)
-    _check_widths(queries, rows)
-    unit = unit_rows(queries)
-    blocks = [unit @ unit_rows(block).T for block in _blocks(rows)]  # [Q, n] each
-    return np.clip(_join(blocks, len(queries)), -1.0, 1.0)
+    def directions(self, queries: torch.Tensor) -> torch.Tensor:
+        return queries
+
+    def finish(self, scores: FloatArray) -> FloatArray:
+        return np.clip(scores, -1.0, 1.0)
 
 
 @register_score('dot')
-def dot(query: npt.ArrayLike, songs: npt.ArrayLike) -> FloatArray:
-    """Inner product of each query with each song, lengths included: `[D]` or `[Q, D]`, `[N, D]` -> `[Q, N]`."""
-    queries, rows = _as_queries(query), _as_songs(songs)
-    _check_widths(queries, rows)
-    return _join([queries @ block.T for block in _blocks(rows)], len(queries))
+class Dot(Scorer):
+    """Inner product of each query with each song, lengths included."""
+    unit = False
+
+    def directions(self, queries: torch.Tensor) -> torch.Tensor:
+        return queries
 
 
 @register_score('kernel')
-def kernel(query: npt.ArrayLike, songs: npt.ArrayLike, ridge: float = DEFAULT_RIDGE) -> FloatArray:
+class Kernel(Scorer):
     """Kernel ridge regression of the query on the songs: K (Kᵀ K + λ I)⁻¹ g, with K and g of unit rows.
 
     The paper prints the N x N form (K Kᵀ + λ I)⁻¹ K g (LUMINA v7, kernel regression; `kernel_reference` here). By the
-    push-through identity both are the same vector; this one solves D x D and passes over the songs twice.
-
-    Args:
-        query: `[D]` or `[Q, D]`.
-        songs: `[N, D]`.
-        ridge: λ > 0. Without it the D x D matrix is singular for fewer than D songs.
-    Returns:
-        `[Q, N]`; 0 wherever either vector is zero.
+    push-through identity both are the same vector; this one solves D x D and passes over the songs once when it is
+    made, and once per batch of queries. Without λ > 0 the matrix is singular for fewer than D songs.
     """
-    _check_ridge(ridge)
-    queries, rows = _as_queries(query), _as_songs(songs)
-    _check_widths(queries, rows)
-    width = queries.shape[1]
-    gram = np.zeros((width, width))
-    for block in _blocks(rows):
-        unit = unit_rows(block)
-        gram += unit.T @ unit  # [D, n] @ [n, D]
-    gram[np.diag_indices(width)] += ridge
-    solved = np.linalg.solve(gram, unit_rows(queries).T)  # [D, Q]
-    return _join([(unit_rows(block) @ solved).T for block in _blocks(rows)], len(queries))
+
+    def __init__(self, songs: tp.Any, ridge: float = DEFAULT_RIDGE):
+        _check_ridge(ridge)
+        super().__init__(songs, ridge)
+        width = self.songs.shape[1]
+        self.gram = torch.zeros(width, width, dtype=torch.float64)
+
+    def learn(self, unit: torch.Tensor) -> None:
+        self.gram += unit.T @ unit  # [D, n] @ [n, D]
+
+    def ready(self) -> None:
+        self._factor = torch.linalg.cholesky(self.gram + self.ridge * torch.eye(len(self.gram), dtype=torch.float64))
+
+    def directions(self, queries: torch.Tensor) -> torch.Tensor:
+        return torch.cholesky_solve(queries.T.contiguous(), self._factor).T
+
+
+def cosine(query: npt.ArrayLike, songs: tp.Any) -> FloatArray:
+    """`compute_scores('cosine', ...)`."""
+    return compute_scores('cosine', query, songs)
+
+
+def dot(query: npt.ArrayLike, songs: tp.Any) -> FloatArray:
+    """`compute_scores('dot', ...)`."""
+    return compute_scores('dot', query, songs)
+
+
+def kernel(query: npt.ArrayLike, songs: tp.Any, ridge: float = DEFAULT_RIDGE) -> FloatArray:
+    """`compute_scores('kernel', ...)`."""
+    return compute_scores('kernel', query, songs, ridge)
 
 
 def kernel_reference(query: npt.ArrayLike, songs: npt.ArrayLike, ridge: float = DEFAULT_RIDGE) -> FloatArray:
@@ -155,7 +260,7 @@ def _as_queries(query: npt.ArrayLike) -> FloatArray:
 
 
 def _as_songs(songs: tp.Any) -> tp.Any:
-    """Songs as something with `.shape` and slices; arrays and memory maps pass through unread."""
+    """Songs as something with `.shape`; arrays, memory maps and tensors pass through unread."""
     rows = songs if hasattr(songs, 'shape') else np.asarray(songs, dtype=np.float64)
     if len(rows.shape) != 2:
         raise LuminaError(f"The songs' fingerprints have shape {tuple(rows.shape)}, but [N, D] is expected: "
@@ -163,13 +268,20 @@ def _as_songs(songs: tp.Any) -> tp.Any:
     return rows
 
 
-def _blocks(rows: tp.Any) -> tp.Iterator[FloatArray]:
-    for start in range(0, rows.shape[0], BLOCK):
-        yield finite_rows(np.asarray(rows[start:start + BLOCK], dtype=np.float64), 'song', start)
+def _blocks(rows: tp.Any) -> tp.Iterator[torch.Tensor]:
+    """Songs a block at a time, in their own type."""
+    parts = rows.blocks(BLOCK) if isinstance(rows, StackedRows) else (
+        rows[start:start + BLOCK] for start in range(0, rows.shape[0], BLOCK))
+    for part in parts:
+        yield part if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))
 
 
-def _join(blocks: tp.List[FloatArray], queries: int) -> FloatArray:
-    return np.concatenate(blocks, axis=1) if blocks else np.zeros((queries, 0))
+def _inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
+    """1/length of each row [n, D], 0 for a row of zeros. Very long and very short rows keep their range."""
+    tiny = torch.finfo(rows.dtype).tiny
+    peak = rows.abs().amax(dim=1).clamp(min=tiny)
+    length = (rows / peak[:, None]).norm(dim=1)
+    return torch.where(length > 0, 1 / (length * peak).clamp(min=tiny), 0.)
 
 
 def finite_rows(rows: FloatArray, what: str, offset: int = 0) -> FloatArray:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.special import erf, erfinv
 
 from .errors import LuminaError
-from .scoring import FloatArray, finite_rows, unit_rows
+from .scoring import FloatArray, StackedRows, finite_rows, unit_rows
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -37,7 +37,7 @@ def noise_floor(width: int) -> float:
 
 
 def measured_noise(
-    songs: tp.Union[npt.ArrayLike, tp.Sequence[npt.ArrayLike]],
+    songs: tp.Union[npt.ArrayLike, tp.Sequence[tp.Union[npt.ArrayLike, StackedRows]]],
     rank: tp.Optional[int] = None,
     max_songs: int = 4096,
 ) -> tp.Tuple[float, float]:
@@ -76,7 +76,8 @@ def measured_noise(
 
 
 def _loaded(rows: tp.Any, index: npt.NDArray[np.int64]) -> FloatArray:
-    return finite_rows(np.asarray(rows[index], dtype=np.float64), 'song')
+    taken = rows.take(index) if isinstance(rows, StackedRows) else rows[index]
+    return finite_rows(np.asarray(taken, dtype=np.float64), 'song')
 
 
 def _checkpoints(songs: tp.Any) -> tp.List[tp.Any]:

@@ -2,13 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from lumina_plugin import scoring
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.scoring import compute_scores, cosine, dot, kernel, kernel_reference, multi_checkpoint, score_names
+from lumina_plugin.scoring import (
+    StackedRows,
+    compute_scores,
+    cosine,
+    dot,
+    fit_scorers,
+    kernel,
+    kernel_reference,
+    multi_checkpoint,
+    score_names,
+    score_together,
+)
 
 finite = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 
@@ -119,4 +131,37 @@ def test_bad_input_is_named(call, words):
 
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match='already'):
-        scoring.register_score('cosine')(cosine)
+        scoring.register_score('cosine')(scoring.Cosine)
+
+
+@pytest.mark.parametrize('name', score_names())
+def test_shards_score_as_one_matrix_and_scores_together_as_alone(name):
+    queries, songs = data(songs=40)
+    parts = [torch.from_numpy(songs[:15]), torch.from_numpy(songs[15:15]), torch.from_numpy(songs[15:])]
+    stacked = StackedRows(parts, 12)
+    assert stacked.shape == (40, 12)
+    np.testing.assert_allclose(compute_scores(name, queries, stacked), compute_scores(name, queries, songs), atol=1e-12)
+    scorers = fit_scorers(['dot', name], stacked, ridge=0.3)
+    together = score_together(list(scorers.values()), queries)
+    np.testing.assert_allclose(together[-1], compute_scores(name, queries, songs, ridge=0.3), atol=1e-12)
+    np.testing.assert_array_equal(stacked.take(np.array([3, 15, 39])), songs[[3, 15, 39]])
+    assert StackedRows([], 12).shape == (0, 12) and compute_scores(name, queries, StackedRows([], 12)).shape == (3, 0)
+
+
+@pytest.mark.parametrize('name', score_names())
+def test_large_stores_are_scored_in_single_precision_to_six_digits(name, monkeypatch):
+    queries, songs = data(songs=500, width=64)
+    exact = compute_scores(name, queries, songs)
+    monkeypatch.setattr(scoring, 'EXACT_SONGS', 100)
+    fast = compute_scores(name, queries, songs.astype(np.float32))
+    assert fast.dtype == np.float32
+    np.testing.assert_allclose(fast, exact, atol=3e-6 * np.abs(exact).max())
+
+
+def test_kernel_is_exact_at_five_hundred_songs_of_full_width():
+    """The D x D form against the printed N x N one, at the width that stores have."""
+    rng = np.random.default_rng(7)
+    queries, songs = rng.normal(size=(2, 512)), rng.normal(size=(500, 512)).astype(np.float16)
+    for ridge in (0.01, 0.1):
+        difference = np.abs(kernel(queries, songs, ridge) - kernel_reference(queries, songs, ridge)).max()
+        assert difference < 1e-6
