@@ -25,6 +25,8 @@ from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
 logger = logging.getLogger(__name__)
 
+SERVABLE = 0.8  # of the songs must be fingerprinted at a checkpoint for it to serve while the others are waited for
+
 
 @dataclasses.dataclass(frozen=True)
 class QueryFacts:
@@ -85,11 +87,7 @@ class Attributor:
         self.store.expect(codec_hash=self.codec_hash, model_config_hash=model_config_hash(lm),
                           recipe_hash=self.recipe.fingerprint_hash)
         self._expect_model()
-        complete = [checkpoint for checkpoint in self.store.checkpoints if checkpoint.complete]
-        if not complete:
-            raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with "
-                              "`lumina fingerprint` or `dora run ... execute_only=fingerprint`.")
-        self.checkpoints = complete[-1:] if self.recipe.checkpoints == 'last' else complete
+        self.checkpoints = self._servable()
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
         self._fingerprinters = functools.lru_cache(maxsize=self._copies_that_fit())(self._fingerprinter)
         self._channels = {channel: self._load_channel(channel) for channel in self.store.channels}
@@ -131,18 +129,18 @@ class Attributor:
         """Score chunks that one or several encodings stand for; the first says how the query is cut."""
         seconds = facts.prompt_seconds
         channels, timings = self._compare(phases, attributes, seconds if self.recipe.mask_prompt else 0., timings)
-        if not channels:
-            raise LuminaError(f"Nothing of {facts.id} is left to attribute: its prompt covers all of it; generate more "
-                              "than the prompt or set recipe key mask_prompt to false.")
-        other = None
-        if seconds:  # what the prompt changes is for the reader to see, whichever way the recipe reads it
+        warnings, other = self.warnings(), None
+        if not channels and seconds:  # a generation that has been made is not lost over this
+            warnings.insert(0, f"The prompt of {seconds:g} s covers all of the clip, so that its frames are counted.")
+            channels, timings = self._compare(phases, attributes, 0., timings)
+        elif seconds:  # what the prompt changes is for the reader to see, whichever way the recipe reads it
             reading, timings = self._compare(phases, attributes, 0. if self.recipe.mask_prompt else seconds, timings)
             if reading:
                 bare = {name: channel.model_copy(update={'segments': []}) for name, channel in reading.items()}
                 other = schema.OtherReading(prompt_counted=self.recipe.mask_prompt, channels=bare)
         return schema.AttributionReport(
             lumina_version=__version__, query=self._query(phases[0], facts), channels=channels, other_reading=other,
-            timings=timings, warnings=self.warnings(), **self._provenance())
+            timings=timings, warnings=warnings, **self._provenance())
 
     def _compare(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, masked: float,
                  timings: tp.Dict[str, float]
@@ -253,6 +251,9 @@ class Attributor:
                          f"was trained on ({identity.trained_on_hash[:12]}).")
         if identity.licence:
             found.append(identity.licence)
+        if self._waiting:
+            found.append(f"{self._waiting} songs were added to the store and are not fingerprinted at every checkpoint "
+                         "yet: they can earn nothing until `lumina fingerprint … --update` has finished.")
         unusable = [track for track in self.store.tracks if track.status != 'ok']
         if unusable:
             found.append(f"{len(unusable)} of {len(self.store.tracks)} songs have no fingerprint (silent or "
@@ -269,17 +270,34 @@ class Attributor:
             raise LuminaError(f"the store {self.store.path} was made with another model (store: {known[-1]}, yours: "
                               f"{live}); load the model that it was made with, or fingerprint the catalogue again")
 
+    def _servable(self) -> tp.List[CheckpointInfo]:
+        """The checkpoints that queries are scored at: those that hold the same songs, as many as there are.
+
+        While a store takes new songs some checkpoints have them already and others do not. The ones that agree with
+        most others serve, and a warning counts the songs that wait.
+        """
+        enough = SERVABLE * self.store.manifest.tracks.count
+        finished = [checkpoint for checkpoint in self.store.checkpoints
+                    if checkpoint.complete or checkpoint.covered >= enough]
+        if not finished:
+            raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with "
+                              "`lumina fingerprint` or `dora run ... execute_only=fingerprint`.")
+        groups: tp.Dict[tp.Tuple[str, ...], tp.List[CheckpointInfo]] = {}
+        for checkpoint in finished:
+            shards = self.store.iter_vectors(checkpoint.name, self.store.channels[0], partial=True)
+            groups.setdefault(tuple(track_id for names, _ in shards for track_id in names), []).append(checkpoint)
+        ids, agreed = max(groups.items(), key=lambda group: (len(group[1]), len(group[0])))
+        fingerprinted = [track for track in self.store.tracks if track.status == 'ok']
+        self._waiting = len(fingerprinted) - len(ids)
+        return agreed[-1:] if self.recipe.checkpoints == 'last' else agreed
+
     def _load_channel(self, channel: str) -> _Channel:
         """Songs are left in the store's mapped files; only what the scores keep of them is in memory."""
         ids: tp.List[str] = []
         matrices = []
         for checkpoint in self.checkpoints:
-            shards = list(self.store.iter_vectors(checkpoint.name, channel))
-            found = [track_id for names, _ in shards for track_id in names]
-            if ids and found != ids:
-                raise LuminaError(f"The checkpoints of {self.store.path} do not hold the same songs; fingerprint again "
-                                  "with `execute_only=fingerprint`.")
-            ids = found
+            shards = list(self.store.iter_vectors(checkpoint.name, channel, partial=True))
+            ids = [track_id for names, _ in shards for track_id in names]
             matrices.append(StackedRows([rows for _, rows in shards], self.store.identity.dim))
         names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
         scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge) for songs in matrices]

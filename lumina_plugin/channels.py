@@ -60,8 +60,14 @@ def resolve_blocks(lm: nn.Module, groups: tp.Sequence[str]) -> tp.List[Block]:
     known = [block for name, p in lm.named_parameters() if p.dim() == 2 for block in _blocks_of(name, p)]
     wanted: tp.Set[str] = set()
     for group in groups:
-        pattern = re.compile(LAYER_GROUPS.get(group, group))
-        found = {block.name for block in known if pattern.fullmatch(block.name)}
+        expression = LAYER_GROUPS.get(group, group)
+        try:
+            pattern = re.compile(expression)
+        except re.error as error:
+            raise LuminaError(f"Layer group '{group}' is no regular expression ({error}); use one of "
+                              f"{', '.join(LAYER_GROUPS)} or correct it.") from None
+        parts = re.escape(_KEY_VALUE) in expression  # a pattern over parameters never means a part of one
+        found = {block.name for block in known if pattern.fullmatch(block.name) and (parts or not block.first_row)}
         if not found:
             raise LuminaError(f"Layer group '{group}' matches no weight of this model; use one of "
                               f"{', '.join(LAYER_GROUPS)} or a regular expression over its parameter names.")

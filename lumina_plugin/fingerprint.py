@@ -19,7 +19,7 @@ Projections = tp.Dict[str, ChannelProjection]  # by channel
 Factory = tp.Callable[[], tp.Any]
 
 FACTOR_CHUNKS = 64  # chunks whose second moments fit the two-sided factors
-PROJECTED_TOGETHER = 16  # songs whose reduced gradients are kept until they are projected
+PROJECTED_TOGETHER, PROJECTED_BYTES = 16, 2 ** 28  # songs, and memory, that wait to be projected at once
 FIT_BYTES = 2 * 2 ** 30  # memory for the joined gradients that a fit looks at
 
 
@@ -196,11 +196,12 @@ class Fingerprinter:
         return min(self.recipe.projection.fit_songs, max(2, FIT_BYTES // (4 * joined_dim)))
 
     def fit_bytes(self, songs: int) -> tp.Tuple[int, int]:
-        """What `fit` will need for so many songs: bytes of the projections that it makes, and of the gradients that it
-        looks at, twice as they may be centred."""
+        """What a pass over so many songs will need: bytes of the projections that `fit` makes, and of the gradients
+        that are held at once (those that it looks at, twice as they may be centred; or else a few batches)."""
         config = self.recipe.projection
         if config.kind == 'random':
-            return 0, 0
+            whole = 4 * sum(b.out_features * b.in_features for blocks in self.channels.values() for b in blocks)
+            return 0, whole * (2 * self.batch_size + 4)  # a batch, its parts of songs, and joined rows with signs
         kept = {channel: [(min(b.out_features, config.block_width or b.out_features),
                            min(b.in_features, config.block_width or b.in_features), b) for b in blocks]
                 for channel, blocks in self.channels.items()}
@@ -230,7 +231,9 @@ class Fingerprinter:
         """Each song with its fingerprint [D] and its raw gradient length, by channel, in the songs' order."""
         projections = self._ready()
         # several at once: a projection is far larger than what it projects, and is read once for all of them
-        for group in _batches(self.song_gradients(songs, self._reducers()), PROJECTED_TOGETHER):
+        each = 4 * sum(projection.reducers.dim for projection in projections.values())
+        together = max(1, min(PROJECTED_TOGETHER, PROJECTED_BYTES // each))
+        for group in _batches(self.song_gradients(songs, self._reducers()), together):
             joined = {name: torch.cat([gradients[name] for _, gradients in group]) for name in self.blocks}
             done = {channel: projection(joined) for channel, projection in projections.items()}
             rows = {channel: (vectors.cpu(), norms.cpu()) for channel, (vectors, norms) in done.items()}
@@ -251,17 +254,26 @@ class Fingerprinter:
             dict: By channel, one fingerprint per part, of shape [parts, D].
         """
         projections = self._ready()
-        batches = [self.gradients(batch, self._reducers()) for batch in _batches(examples, self.batch_size)]
-        gradients = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}  # [n, o', i']
         index = torch.arange(len(examples)) if parts is None else torch.tensor(parts)
         weights = torch.tensor([example.weight for example in examples])
         member = weights * (index == torch.arange(int(index.max()) + 1)[:, None])  # [parts, n]
-        member = (member / member.sum(1, keepdim=True)).to(next(iter(gradients.values())))
-        shares = (weights / weights.sum()).to(member)[None]  # [1, n]
-        whole, each = ({name: torch.einsum('pn,noi->poi', mixed, g) for name, g in gradients.items()}
-                       for mixed in (shares, member))
+        whole, each = self._mixed(examples, [(weights / weights.sum())[None], member / member.sum(1, keepdim=True)])
         return ({channel: projection(whole)[0][0].cpu() for channel, projection in projections.items()},
                 {channel: projection(each)[0].cpu() for channel, projection in projections.items()})
+
+    def _mixed(self, examples: tp.Sequence[Example], mixtures: tp.Sequence[torch.Tensor]) -> tp.List[Gradients]:
+        """Weighted sums of the examples' gradients: for each [m, n] of weights, [m, o', i'] per block; no more than one
+        batch of gradients is held beside them."""
+        sums: tp.List[Gradients] = [{} for _ in mixtures]
+        first = 0
+        for batch in _batches(examples, self.batch_size):
+            for name, gradient in self.gradients(batch, self._reducers()).items():
+                for total, mixture in zip(sums, mixtures, strict=True):
+                    share = mixture[:, first:first + len(batch)].to(gradient)
+                    part = torch.einsum('pn,noi->poi', share, gradient)
+                    total[name] = part if first == 0 else total[name].add_(part)
+            first += len(batch)
+        return sums
 
     def _ready(self) -> Projections:
         if self.projections is None:

@@ -244,6 +244,9 @@ def open_or_create(path: Path, identity: Identity, prepared: PreparedCatalogue, 
         raise LuminaError(f"{len(found.missing)} songs of {path} are not in this catalogue (the first: "
                           f"{found.missing[0]}); withdraw them by `lumina store withdraw {path} ID …`, or add them to "
                           "the catalogue.")
+    told = store.describe(tracks)
+    if told:
+        logger.info("Titles or other particulars of %d songs are new and were taken over.", len(told))
     if update:
         store.add_tracks(found.new, identity.catalogue_hash)
         store.replace(found.changed, identity.catalogue_hash)

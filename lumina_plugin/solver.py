@@ -25,6 +25,7 @@ from . import codec as codecs
 from .batches import TokenBatchLoader
 from .catalogue import Catalogue, Track
 from .catalogue.tracks import read_sidecar
+from .channels import resolve_channels
 from .errors import LuminaError
 from .fingerprint import Fingerprinter
 from .hashing import state_hash
@@ -64,6 +65,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
         self._prepared_for: tp.Optional[tp.Tuple[str, float, float, int]] = None
         self._recipes = recipes_of(cfg)
         super().__init__(cfg)
+        for recipe in self._recipes:
+            resolve_channels(self.model, recipe.channels)  # a layer group that this model lacks is told at once
         if cfg.lumina.tokens_in_memory and 'train' in self.dataloaders:
             if cfg.cache.path:
                 raise LuminaError("lumina.tokens_in_memory and cache.path both replace the training loader; set one of "
@@ -195,8 +198,15 @@ class LuminaMusicGenSolver(MusicGenSolver):
 
     def run_epoch(self) -> None:
         super().run_epoch()
-        if self.should_run_stage('fingerprint'):
+        if not self.should_run_stage('fingerprint'):
+            return
+        try:
             self.run_stage('fingerprint', self.fingerprint)
+        except Exception:
+            self.commit()  # what was learnt in this epoch is not lost over its fingerprints
+            self.logger.error("Epoch %d is saved; mend what follows and finish its fingerprints by the same command "
+                              "with execute_only=fingerprint.", self.epoch - 1)
+            raise
 
     def should_run_stage(self, stage_name: str) -> bool:
         """As in audiocraft, at the last epoch and every so many; but `every` may be a list of epochs, and a stage whose

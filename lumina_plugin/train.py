@@ -246,9 +246,27 @@ def _given(tree: tp.Mapping[str, tp.Any]) -> tp.Dict[str, tp.Any]:
             for key, value in tree.items() if value not in (None, '')}
 
 
+def _check_numbers(cfg: omegaconf.DictConfig) -> None:
+    """LuminaError where a key of ours that counts something does not."""
+    for key in ('fingerprint.batch_size', 'lumina.token_phases'):
+        value = omegaconf.OmegaConf.select(cfg, key)
+        if not _counts(value):
+            raise LuminaError(f"{key} is {value!r}, but must be a whole number of at least 1.")
+    every = cfg.fingerprint.every
+    listed = list(every) if omegaconf.OmegaConf.is_list(every) else [] if every in (None, '') else [every]
+    if not all(map(_counts, listed)):
+        raise LuminaError(f"fingerprint.every is {every!r}, but must be a whole number of epochs, a list of epochs, or "
+                          "empty.")
+
+
+def _counts(value: tp.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _check_fingerprints(cfg: omegaconf.DictConfig, folder: Path) -> None:
     """LuminaError where the run could not keep its fingerprints, which it would find out after an epoch's training."""
     recipes = recipes_of(cfg)
+    _check_numbers(cfg)
     alone = cfg.execute_only == 'fingerprint'
     borrows = alone and not (folder / 'checkpoint.th').exists()
     if not alone and (cfg.execute_only or cfg.fingerprint.every in (None, '')):

@@ -249,7 +249,8 @@ def recipe_for(source: tp.Union[str, Path], name: str = 'default', settings: tp.
     """The recipe that a model is fingerprinted with.
 
     Args:
-        source (str or path): As in `load_musicgen`. A dora run's own `fingerprint.recipe.*` apply, as in its training.
+        source (str or path): As in `load_musicgen`. A dora run's own `fingerprint.recipe.*` apply to the presets that
+            it trained with (`fingerprint.recipes`), and to no other.
         name (str): Preset.
         settings (sequence of str): `KEY=VALUE` with dotted keys and YAML values, e.g. `projection.dim=256`; they
             come after the run's own keys. An empty value is null.
@@ -257,7 +258,7 @@ def recipe_for(source: tp.Union[str, Path], name: str = 'default', settings: tp.
         LuminaError: for an unknown preset or key, or a value out of range.
     """
     folder, recipe = run_folder(source), get_recipe(name)
-    if folder is not None and run_key(folder, 'fingerprint.recipe'):
+    if folder is not None and run_key(folder, 'fingerprint.recipe') and name in run_config(folder).fingerprint.recipes:
         from .train import recipes_of
         cfg = run_config(folder)
         cfg.fingerprint.recipes = [name]
@@ -411,7 +412,7 @@ def _checkpoints(folder: tp.Optional[Path], recipe: Recipe, musicgen: tp.Any
     from .hashing import state_hash
     for path in run_stores(folder) if folder is not None else []:
         store = FingerprintStore.open(path)
-        kept = [info for info in store.checkpoints if info.complete and info.weights is not None]
+        kept = [info for info in store.checkpoints if info.weights is not None]  # finished or not: this finishes them
         if kept:
             return [(CheckpointInfo(name=info.name, epoch=info.epoch, model_hash=info.model_hash),
                      store.load_weights(info))

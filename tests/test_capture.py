@@ -134,6 +134,10 @@ def test_channels_resolve_to_the_papers_sources():
     assert not set(names) & {block.name for block in resolve_blocks(lm, ['cross_attention'])}
     with pytest.raises(LuminaError, match=', '.join(LAYER_GROUPS)):
         resolve_blocks(lm, ['nothing'])
+    with pytest.raises(LuminaError, match='no regular expression'):
+        resolve_blocks(lm, ['('])
+    own = [block.name for block in resolve_blocks(lm, [r'transformer\..*_attn\..*'])]
+    assert own == names  # patterns mean parameters, never parts of one
 
 
 @pytest.mark.parametrize('plain', [False, True])

@@ -312,3 +312,11 @@ def test_dora_runs_from_a_checkout_and_ends_bad_input_without_a_traceback(tmp_pa
                           cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
     assert 'datasource.train' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('override', [
+    'fingerprint.batch_size=0', 'fingerprint.batch_size=abc', 'fingerprint.every=abc', 'fingerprint.every=-1',
+    'fingerprint.every=0.5', 'fingerprint.every=[1,abc]', 'lumina.token_phases=0'])
+def test_what_counts_must_be_a_number_and_is_told_before_training(override, tmp_path):
+    with pytest.raises(LuminaError, match=override.split('=')[0].replace('.', r'\.')):
+        train.check_inputs(lumina(override), tmp_path)

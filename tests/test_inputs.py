@@ -36,7 +36,6 @@ def test_a_run_keeps_its_own_recipe_and_set_overrides_it(project):
     run = project.folder()  # made with fingerprint.recipe.chunk_seconds=1.0
     stored = FingerprintStore.open(run / 'lumina' / 'default').identity.recipe_hash
     assert workflows.recipe_for(run).fingerprint_hash == stored != get_recipe('default').fingerprint_hash
-    assert workflows.recipe_for(run, 'paper').chunk_seconds == 1.
     recipe = workflows.recipe_for(run, 'default', [
         'chunk_seconds=2', 'projection.dim=256', 'projection={residual_dim: 8}', 'name=wide',
         'channels={A: [self_attention]}'])
@@ -251,3 +250,46 @@ def test_the_page_shows_the_stores_channels():
         attributor=types.SimpleNamespace(recipe=get_recipe('default')))
     tables = [c['props']['label'] for c in build_page(studio).config['components'] if c['type'] == 'dataframe']
     assert tables == 2 * ['Channel rhythm', 'Production / master']
+
+
+# -- a store that is in the middle of something ------------------------------------------------------------------------
+
+def test_an_update_redoes_every_checkpoint_and_serves_meanwhile(project, tmp_path):
+    """One more song: the same checkpoints as before, all of them finished again; until then the old songs are paid."""
+    run = moved(project.folder(), tmp_path / 'out')
+    before = [info.name for info in FingerprintStore.open(run / 'lumina' / 'default').checkpoints]
+    songs = shutil.copytree(project.root / 'songs', tmp_path / 'songs')
+    shutil.copy(write_songs(tmp_path / 'more', 1, seed=9) / 'song-0.wav', songs / 'song-6.wav')
+    grown = build_catalogue(songs, tmp_path / 'grown', progress=False)
+    store = FingerprintStore.open(run / 'lumina' / 'default')
+    store.add_tracks([{'id': 'song-6', 'title': 'New', 'artist': '', 'duration': 2.6}])
+    assert not any(info.complete for info in store.checkpoints)
+    studio = workflows.Studio(run)
+    report = studio.attribute(project.root / 'songs' / 'song-1.wav')
+    assert len(report.checkpoints) == len(before) and len(report.channels['P'].rows) == 6
+    assert '1 songs were added to the store' in report.warnings[0]
+    shutil.rmtree(run / 'lumina' / 'default')
+    shutil.copytree(project.folder() / 'lumina' / 'default', run / 'lumina' / 'default')
+    store = workflows.fingerprint_model(run, grown.manifest, update=True)
+    assert [info.name for info in store.checkpoints] == before and all(info.complete for info in store.checkpoints)
+    assert len(store.vectors(before[0], 'P')[0]) == 7
+
+
+def test_an_interrupted_checkpoint_is_finished(project, tmp_path):
+    run = moved(project.folder(), tmp_path / 'out')
+    store = FingerprintStore.open(run / 'lumina' / 'default')
+    last = store.checkpoints[-1]
+    undone = last.model_copy(update={'complete': False, 'shards': [], 'noise': {}})
+    open_again = [*store.manifest.checkpoints[:-1], undone]
+    with store.lock:
+        store.commit(store.manifest.model_copy(update={'checkpoints': open_again}))
+    assert not FingerprintStore.open(store.path).checkpoints[-1].complete
+    store = workflows.fingerprint_model(run, project.manifest)
+    assert all(info.complete for info in store.checkpoints) and store.checkpoints[-1].name == last.name
+
+
+def test_the_papers_recipe_stays_the_papers(project, tmp_path):
+    """A run's own keys belong to the presets that it trained with."""
+    run = moved(project.folder(), tmp_path / 'out', fingerprint__recipe__scoring__ridge=0.5)
+    assert workflows.recipe_for(run, 'default').scoring.ridge == 0.5
+    assert workflows.recipe_for(run, 'paper') == get_recipe('paper')

@@ -63,3 +63,19 @@ def test_only_new_songs_are_fingerprinted_and_withdrawn_ones_stay_out(tmp_path):
     assert store.vectors('later', 'M')[0] == [f'song-{index}' for index in (0, 2, 3, 4, 5)]
     with pytest.raises(LuminaError, match='lumina store withdraw'):
         passes.store(four, update=True)
+
+
+def test_titles_are_taken_over_without_fingerprinting_again(tmp_path):
+    """Who is paid is looked up by them: a correction in the catalogue reaches the store at the next pass."""
+    import json
+    passes = Passes(tmp_path)
+    four = passes.prepared(4)
+    store = passes.store(four)
+    passes.run(four, store)
+    sidecar = four.catalogue.get('song-2').sidecar
+    told = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+    sidecar.write_text(json.dumps({**told, 'title': 'Right Title', 'isrc': 'XX-ABC-25-00001'}))
+    prepared = prepare(type(four.catalogue).from_manifest(four.catalogue.source), four.tokenizer, passes.lm)
+    store = passes.store(prepared)
+    assert (store.track('song-2').title, store.track('song-2').isrc) == ('Right Title', 'XX-ABC-25-00001')
+    assert passes.run(prepared, store) == 0 and store.manifest.checkpoints[0].complete

@@ -261,7 +261,7 @@ def broken(data: tp.Dict[str, tp.Any], *keys: tp.Any, value: tp.Any) -> str:
 @pytest.mark.parametrize(
     'keys, value, words',
     [
-        (('schema_version',), '2.0', "version '2.0'.*reads '1.0'.*0.1.0"),
+        (('schema_version',), '2.0', "version '2.0'.*reads '1.1'.*0.1.0"),
         (('channels', 'P', 'rows', 0, 'share'), 0.99, 'channels.P.*add up to'),
         (('channels', 'P', 'rows', 0, 'cosine'), float('nan'), 'NaN'),
         (('recipe', 'keys', 'objective'), float('inf'), 'Infinity'),
@@ -534,6 +534,17 @@ def test_csv_text_is_never_a_formula(tmp_path):
 )
 def test_a_share_never_rounds_to_nothing_or_everything(value, text):
     assert percent(value).replace('\xa0', ' ') == text
+
+
+def test_reports_of_the_version_before_are_read(report, tmp_path):
+    old = json.loads(report.model_dump_json())
+    old['schema_version'] = '1.0'
+    del old['other_reading']
+    for channel in old['channels'].values():
+        del channel['noise_mean']
+    (tmp_path / 'old.json').write_text(json.dumps(old))
+    read = AttributionReport.load(tmp_path / 'old.json')
+    assert read.other_reading is None and read.channels['P'].noise_mean == 0
 
 
 def test_a_continuation_is_also_read_with_its_prompt(tmp_path):

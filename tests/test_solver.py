@@ -136,3 +136,22 @@ def test_checkpoints_to_fingerprint_come_every_so_many_epochs_or_from_a_list(bar
         if bare.should_run_stage('fingerprint'):
             found.append(epoch)
     assert found == epochs
+
+
+def test_a_fingerprint_that_fails_does_not_cost_the_epoch(bare, monkeypatch):
+    calls = []
+    monkeypatch.setattr(solvers.MusicGenSolver, 'run_epoch', lambda self: calls.append('trained'))
+    monkeypatch.setattr(bare, 'should_run_stage', lambda name: True)
+    monkeypatch.setattr(bare, 'commit', lambda: calls.append('saved'))
+    bare.logger = logging.getLogger('test')
+
+    def fail(name, method):
+        raise LuminaError("the disk is full")
+
+    monkeypatch.setattr(bare, 'run_stage', fail)
+    with pytest.raises(LuminaError, match='the disk is full'):
+        bare.run_epoch()
+    assert calls == ['trained', 'saved']
+    monkeypatch.setattr(bare, 'run_stage', lambda name, method: calls.append(name))
+    bare.run_epoch()
+    assert calls[2:] == ['trained', 'fingerprint']  # the solver's own loop commits

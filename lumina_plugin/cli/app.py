@@ -109,7 +109,7 @@ def fingerprint(
         '--catalogue', '-c', help="Manifest of the songs; a run's own training songs unless said.")] = None,
     out: tp.Annotated[tp.Optional[Path], typer.Option('--out', '-o', help="Folder of the store.")] = None,
     recipe: tp.Annotated[str, typer.Option(
-        '--recipe', '-r', help="default or paper, changed by the run's own fingerprint.recipe.*")] = 'default',
+        '--recipe', '-r', help="default or paper; those that a run trained with, as it changed them.")] = 'default',
     settings: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
         '--set', metavar='KEY=VALUE', help="Change a key of the recipe, as in `--set projection.dim=256 --set "
                                            "name=wide`; may be repeated. The name is the store's folder's.")] = None,

@@ -18,7 +18,8 @@ from ..atomic import write_atomic
 from ..errors import LuminaError
 from ..statistics import ChannelStatistics
 
-SCHEMA_VERSION: tp.Literal['1.0'] = '1.0'
+SCHEMA_VERSION: tp.Literal['1.1'] = '1.1'  # 1.1 added noise_mean and other_reading, both optional
+READABLE = ('1.0', '1.1')
 PathLike = tp.Union[str, Path]
 TOP_PER_SEGMENT = 5
 _TOLERANCE = 1e-6
@@ -219,7 +220,7 @@ class OtherReading(_Part):
 
 class AttributionReport(_Part):
     """What one query owes to whom, per channel, and how that was found."""
-    schema_version: tp.Literal['1.0'] = SCHEMA_VERSION
+    schema_version: tp.Literal['1.0', '1.1'] = SCHEMA_VERSION
     created: pydantic.AwareDatetime = Field(default_factory=_now, description="UTC.")
     lumina_version: str
     query: Query
@@ -251,7 +252,7 @@ class AttributionReport(_Part):
         """
         data = _read_json(Path(path))
         version = data.get('schema_version')
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise LuminaError(f"{path} has report schema version {version!r}, but this lumina_plugin reads "
                               f"{SCHEMA_VERSION!r}: make the report again, or read it with the one that "
                               f"wrote it ({data.get('lumina_version', 'unknown')}).")

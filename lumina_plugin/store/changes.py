@@ -98,6 +98,18 @@ def replace(store: "FingerprintStore", records: tp.Iterable[AnyTrack],
     return [track.id for track in changed.values()]
 
 
+def describe(store: "FingerprintStore", records: tp.Iterable[AnyTrack]) -> tp.List[str]:
+    """See `FingerprintStore.describe`."""
+    given = validated_tracks(records)
+    with store.changing():
+        slots = {slot: track for track in given for slot in [store.slot_if_any(track.id)] if slot is not None}
+        told = {slot: track for slot, track in slots.items()
+                if store.table[slot] != track and _same_recording(store.table[slot], track)}
+        table = [told.get(slot, track) for slot, track in enumerate(store.table)]
+        _publish(store, table, [], None)
+    return [track.id for track in told.values()]
+
+
 def withdraw(store: "FingerprintStore", ids: tp.Iterable[str], reason: str) -> tp.List[str]:
     """See `FingerprintStore.withdraw`."""
     wanted = list(dict.fromkeys(ids))

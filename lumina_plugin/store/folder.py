@@ -234,6 +234,14 @@ class FingerprintStore(TrackView):
         """
         return changes.replace(self, records, catalogue_hash)
 
+    def describe(self, records: tp.Iterable[AnyTrack]) -> tp.List[str]:
+        """Take titles, artists, codes and paths as they are now, of songs whose recording is still the same.
+
+        No fingerprint is touched; songs with another recording and unknown ones are passed over. Returns the ids whose
+        particulars changed.
+        """
+        return changes.describe(self, records)
+
     def withdraw(self, ids: tp.Iterable[str], reason: str = "") -> tp.List[str]:
         """Withdraw songs: from now on no method returns them; their fingerprints leave the disk by `compact`.
 
