@@ -1,9 +1,10 @@
 """Scores of a query's fingerprint against every song of a store.
 
 A score is known by its name (`score_names()`), so that a recipe can carry it and a report can print it. What does not
-depend on a query is computed once (`fit_scorer`); songs are read in blocks, so a memory-mapped store never has to fit
+depend on a query is computed once (`fit_scorers`); songs are read in blocks, so a memory-mapped store never has to fit
 in memory, and no score ever forms an N x N matrix. Up to `EXACT_SONGS` songs all arithmetic is in float64, whatever
-the store's own type is; beyond, products with songs are in float32, and the Gram matrix still is not.
+the store's own type is. Beyond, products with songs are in float32, or in the store's float16 (three digits), and those
+of the `REFINED` highest songs are made again in float64: the songs at the top have exact numbers.
 
 A zero vector (silence) scores 0 against everything. Vectors that hold NaN or infinity are refused.
 """
@@ -21,7 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 DEFAULT_RIDGE = 0.01
 BLOCK = 4096  # songs read at a time: 16 MiB of float64 at D = 512
-EXACT_SONGS = 1 << 16
+EXACT_SONGS, REFINED = 1 << 16, 256
 _SCORES: tp.Dict[str, tp.Type['Scorer']] = {}
 
 
@@ -93,15 +94,38 @@ def score_together(scorers: tp.Sequence[Scorer], query: npt.ArrayLike) -> tp.Lis
     _check_widths(queries, songs)
     unit, raw = torch.from_numpy(unit_rows(queries)), torch.from_numpy(queries)
     directions = torch.cat([scorer.directions(unit if scorer.unit else raw) for scorer in scorers])  # [S * Q, D]
-    columns = directions.T.to(dtype).contiguous()
-    products = torch.empty(columns.shape[1], songs.shape[0], dtype=dtype)
+    products = torch.empty(len(directions), songs.shape[0], dtype=dtype)
     first = 0
     for block in _blocks(songs):
         last = first + len(block)
-        products[:, first:last] = (block.to(dtype) @ columns).T
+        products[:, first:last] = _products(block, directions, dtype)
         first = last
+    if dtype != torch.float64:
+        _refine(products, directions, songs)
     return [scorer.finish((part * scorer.scales).numpy())
             for scorer, part in zip(scorers, products.split(len(queries)), strict=True)]
+
+
+def _products(block: torch.Tensor, directions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Inner products [Q, n] of directions [Q, D] with songs [n, D]; float16 songs of a large store stay as they are."""
+    if block.dtype != torch.float16 or dtype == torch.float64:
+        return (block.to(dtype) @ directions.T.to(dtype)).T
+    peaks = directions.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    scaled = (directions / peaks).half()  # as they come, they may be far below what float16 can hold
+    if len(scaled) <= 4:  # one by one, a matrix times a vector is read at the memory's own speed
+        found = torch.stack([torch.mv(block, one) for one in scaled])
+    else:
+        found = (block @ scaled.T).T
+    return found.to(dtype) * peaks.to(dtype)
+
+
+def _refine(products: torch.Tensor, directions: torch.Tensor, songs: tp.Any) -> None:
+    """Make the products [Q, N] of each direction's highest songs again, exactly. In place."""
+    count = min(REFINED, products.shape[1])
+    for product, direction in zip(products, directions, strict=True):
+        index = np.sort(np.argpartition(-product.numpy(), count - 1)[:count])
+        rows = songs.take(index) if isinstance(songs, StackedRows) else np.asarray(songs[index], dtype=np.float64)
+        product[torch.from_numpy(index)] = torch.from_numpy(rows @ direction.numpy()).to(product.dtype)
 
 
 def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_RIDGE) -> tp.Dict[str, Scorer]:

@@ -9,6 +9,7 @@ are 0 and the unattributed remainder is 1. No finite input yields NaN.
 """
 
 import dataclasses
+import functools
 import math
 import typing as tp
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from scipy.special import erf, erfinv
 
 from .errors import LuminaError
-from .scoring import FloatArray, StackedRows, finite_rows, unit_rows
+from .scoring import EXACT_SONGS, FloatArray, StackedRows, finite_rows, unit_rows
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -120,7 +121,11 @@ def confidence(cosine: npt.ArrayLike, sigma: float, mean: float = 0.0) -> FloatA
 
     This is the two-sided probability that chance alone stays within ±z.
     """
-    return erf(np.maximum(z_score(cosine, sigma, mean), 0.0) / math.sqrt(2.0))
+    return _confidence_of(z_score(cosine, sigma, mean))
+
+
+def _confidence_of(z: FloatArray) -> FloatArray:
+    return erf(np.maximum(z, 0.0) / math.sqrt(2.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +168,8 @@ def standardised_scores(score: npt.ArrayLike) -> FloatArray:
     if len(values) < MIN_SONGS or peak == 0:
         return np.zeros(len(values))
     values = values / peak  # STS does not depend on scale; sums stay in range
-    ordered = np.sort(values)  # sums that do not depend on the songs' order, to the last bit
+    # sums that do not depend on the songs' order, to the last bit; beyond, the last bit is not worth a sort
+    ordered = np.sort(values) if len(values) <= EXACT_SONGS else values
     mean, sd = float(ordered.mean()), float(ordered.std())
     if sd <= _FLAT:
         return np.zeros(len(values))
@@ -184,7 +190,7 @@ def weights(sts: npt.ArrayLike) -> FloatArray:
 def shares(weight: npt.ArrayLike, qualified: npt.ArrayLike) -> FloatArray:
     """w/Σw over the qualified songs, 0 for the others: `[N]`, `[N]` -> `[N]`, with sum 1, or 0 if nobody qualifies."""
     counted = np.where(np.asarray(qualified, dtype=bool), np.asarray(weight, dtype=np.float64), 0.0)
-    total = float(np.sort(counted).sum())
+    total = float((np.sort(counted) if len(counted) <= EXACT_SONGS else counted).sum())
     return counted / total if total > 0 else np.zeros(len(counted))
 
 
@@ -196,10 +202,7 @@ class ChannelStatistics:
         cosine: mean cosine over checkpoints, which the gate judges.
         score: the recipe's score, from which STS and everything after it follow.
         z: (cosine - noise mean) / noise floor.
-        confidence: in [0, 1].
         sts: standardised score.
-        lip: in [-1, 1].
-        lip_percent: (LIP + 1)/2 · 100.
         passes_gate: z reaches the gate's threshold.
         qualified: passes the gate and STS > 1.
         weight: max(0, STS - 1)², for every song, qualified or not.
@@ -212,10 +215,7 @@ class ChannelStatistics:
     cosine: FloatArray
     score: FloatArray
     z: FloatArray
-    confidence: FloatArray
     sts: FloatArray
-    lip: FloatArray
-    lip_percent: FloatArray
     passes_gate: BoolArray
     qualified: BoolArray
     weight: FloatArray
@@ -224,6 +224,23 @@ class ChannelStatistics:
     noise_floor: float
     noise_mean: float
     gate: Gate
+
+    # what a reader sees and nothing else is computed from, made when it is first asked for
+
+    @functools.cached_property
+    def confidence(self) -> FloatArray:
+        """In [0, 1]."""
+        return _confidence_of(self.z)
+
+    @functools.cached_property
+    def lip(self) -> FloatArray:
+        """In [-1, 1]."""
+        return lip(self.sts)
+
+    @functools.cached_property
+    def lip_percent(self) -> FloatArray:
+        """(LIP + 1)/2 · 100."""
+        return (self.lip + 1.0) * 50.0
 
 
 def channel_statistics(
@@ -252,12 +269,10 @@ def channel_statistics(
     sts = standardised_scores(scores)
     weight, passes = weights(sts), gate.passes(z)
     qualified = passes & (weight > 0)
-    share, influence = shares(weight, qualified), lip(sts)
     return ChannelStatistics(
-        cosine=cosines, score=scores, z=z, confidence=confidence(cosines, noise_floor, noise_mean), sts=sts,
-        lip=influence, lip_percent=(influence + 1.0) * 50.0, passes_gate=passes, qualified=qualified, weight=weight,
-        share=share, unattributed=0.0 if qualified.any() else 1.0, noise_floor=float(noise_floor),
-        noise_mean=float(noise_mean), gate=gate)
+        cosine=cosines, score=scores, z=z, sts=sts, passes_gate=passes, qualified=qualified, weight=weight,
+        share=shares(weight, qualified), unattributed=0.0 if qualified.any() else 1.0,
+        noise_floor=float(noise_floor), noise_mean=float(noise_mean), gate=gate)
 
 
 def _vector(name: str, values: npt.ArrayLike) -> FloatArray:

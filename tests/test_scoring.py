@@ -158,6 +158,24 @@ def test_large_stores_are_scored_in_single_precision_to_six_digits(name, monkeyp
     np.testing.assert_allclose(fast, exact, atol=3e-6 * np.abs(exact).max())
 
 
+def test_the_highest_songs_of_a_large_half_precision_store_have_exact_scores(monkeypatch):
+    queries, songs = data(songs=900, width=64, queries=6)
+    stored = torch.from_numpy(songs / np.linalg.norm(songs, axis=1, keepdims=True)).half()
+    rows = StackedRows([stored[:400], stored[400:]], 64)
+    exact = {name: compute_scores(name, queries, stored.double().numpy(), ridge=50.) for name in ('cosine', 'kernel')}
+    monkeypatch.setattr(scoring, 'EXACT_SONGS', 100)
+    monkeypatch.setattr(scoring, 'REFINED', 20)
+    for asked in (queries, queries[:1]):
+        scorers = fit_scorers(['cosine', 'kernel'], rows, ridge=50.)
+        found = dict(zip(scorers, score_together(list(scorers.values()), asked), strict=True))
+        for name, scores in found.items():
+            for score, true in zip(scores, exact[name], strict=False):
+                top = np.argsort(-true)[:20]
+                np.testing.assert_allclose(score[top], true[top], rtol=2e-6)
+                np.testing.assert_allclose(score, true, atol=2e-3 * np.abs(true).max())
+                assert (np.argsort(-score)[:20] == top).all()
+
+
 def test_kernel_is_exact_at_five_hundred_songs_of_full_width():
     """The D x D form against the printed N x N one, at the width that stores have."""
     rng = np.random.default_rng(7)
