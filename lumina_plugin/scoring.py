@@ -3,8 +3,8 @@
 A score is known by its name (`score_names()`), so that a recipe can carry it and a report can print it. What does not
 depend on a query is computed once (`fit_scorers`); songs are read in blocks, so a memory-mapped store never has to fit
 in memory, and no score ever forms an N x N matrix. Up to `EXACT_SONGS` songs all arithmetic is in float64, whatever
-the store's own type is. Beyond, products with songs are in float32, or in the store's float16 (three digits), and those
-of the `REFINED` highest songs are made again in float64: the songs at the top have exact numbers.
+the store's own type is. Beyond, products with songs are in float32, with one or two queries in the store's own float16
+(three digits), and those of the `REFINED` highest songs are made again in float64: the top has exact numbers.
 
 A zero vector (silence) scores 0 against everything. Vectors that hold NaN or infinity are refused.
 """
@@ -102,20 +102,18 @@ def score_together(scorers: tp.Sequence[Scorer], query: npt.ArrayLike) -> tp.Lis
         first = last
     if dtype != torch.float64:
         _refine(products, directions, songs)
-    return [scorer.finish((part * scorer.scales).numpy())
+    return [scorer.finish(part.mul_(scorer.scales).numpy())
             for scorer, part in zip(scorers, products.split(len(queries)), strict=True)]
 
 
 def _products(block: torch.Tensor, directions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Inner products [Q, n] of directions [Q, D] with songs [n, D]; float16 songs of a large store stay as they are."""
-    if block.dtype != torch.float16 or dtype == torch.float64:
+    if block.dtype != torch.float16 or dtype == torch.float64 or len(directions) > 4:
         return (block.to(dtype) @ directions.T.to(dtype)).T
+    # few directions: a matrix times a vector is read at the memory's own speed, where converting it would take longer
     peaks = directions.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     scaled = (directions / peaks).half()  # as they come, they may be far below what float16 can hold
-    if len(scaled) <= 4:  # one by one, a matrix times a vector is read at the memory's own speed
-        found = torch.stack([torch.mv(block, one) for one in scaled])
-    else:
-        found = (block @ scaled.T).T
+    found = torch.stack([torch.mv(block, one) for one in scaled])
     return found.to(dtype) * peaks.to(dtype)
 
 
@@ -123,7 +121,7 @@ def _refine(products: torch.Tensor, directions: torch.Tensor, songs: tp.Any) -> 
     """Make the products [Q, N] of each direction's highest songs again, exactly. In place."""
     count = min(REFINED, products.shape[1])
     for product, direction in zip(products, directions, strict=True):
-        index = np.sort(np.argpartition(-product.numpy(), count - 1)[:count])
+        index = torch.topk(product, count, sorted=False).indices.sort().values.numpy()
         rows = songs.take(index) if isinstance(songs, StackedRows) else np.asarray(songs[index], dtype=np.float64)
         product[torch.from_numpy(index)] = torch.from_numpy(rows @ direction.numpy()).to(product.dtype)
 

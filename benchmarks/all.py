@@ -1,0 +1,53 @@
+"""Run every benchmark of speed and safety and write docs/benchmarks.md, with machine and versions: `make bench`.
+
+    python benchmarks/all.py [--shape quickstart --shape small]
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import typing as tp
+from pathlib import Path
+
+import torch
+import typer
+
+HERE = Path(__file__).parent
+
+
+def output_of(script: str, *arguments: str) -> str:
+    """What a benchmark prints; its progress stays on the terminal."""
+    print(f'-- {script} {" ".join(arguments)}', file=sys.stderr, flush=True)
+    argv = [sys.executable, str(HERE / script), *arguments]
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def main(shape: tp.Optional[tp.List[str]] = None) -> None:
+    """Measure and write."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    shapes = shape or ['quickstart', 'small', *(['medium', 'large'] if device == 'cuda' else [])]
+    on = torch.cuda.get_device_name() if device == 'cuda' else processor()
+    sections = {
+        'capture': output_of('capture.py', '--device', device, *(part for one in shapes for part in ('--shape', one))),
+        'scale': output_of('scale.py'),
+        'kill': output_of('store_kill.py'),
+        'machine': f'{on}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, '
+                   f'torch {torch.__version__}'}
+    text = (HERE / 'benchmarks_head.md').read_text()
+    for name, section in sections.items():
+        text = text.replace('{' + name + '}', section)
+    (HERE.parent / 'docs' / 'benchmarks.md').write_text(text)
+
+
+if __name__ == '__main__':
+    typer.run(main)
