@@ -6,6 +6,7 @@ Synthetic fp16 fingerprints of two channels, D = 512, one checkpoint, in files t
 is both channels: cosine and kernel regression against every song, the gate, all statistics, and the 20 highest songs.
 """
 
+import collections
 import statistics
 import tempfile
 import threading
@@ -69,14 +70,12 @@ def synthetic(folder: Path, songs: int, seed: int) -> StackedRows:
 
 
 def answer(scorers: tp.Mapping[str, Scorer], queries: np.ndarray, noise: tp.Tuple[float, float]
-           ) -> tp.List[tp.Tuple[ChannelStatistics, np.ndarray]]:
+           ) -> tp.Iterator[tp.Tuple[ChannelStatistics, np.ndarray]]:
     """Statistics of each query in one channel, and the indices of its highest songs."""
     cosines, scores = score_together([scorers['cosine'], scorers['kernel']], queries)
-    found = []
     for cosine, score in zip(cosines, scores, strict=True):
         values = channel_statistics(cosine, score, noise[1], noise_mean=noise[0])
-        found.append((values, torch.topk(torch.from_numpy(score), TOP).indices.numpy()))
-    return found
+        yield values, torch.topk(torch.from_numpy(score), TOP).indices.numpy()
 
 
 def measure(folder: Path, songs: int, rounds: int) -> str:
@@ -96,12 +95,12 @@ def measure(folder: Path, songs: int, rounds: int) -> str:
         for index in range(rounds + 1):
             begun = time.perf_counter()
             for channel in CHANNELS:
-                answer(fitted[channel], queries[index:index + 1], noise[channel])
+                collections.deque(answer(fitted[channel], queries[index:index + 1], noise[channel]), maxlen=0)
             single.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         for channel in CHANNELS:
             for first in range(0, len(queries), 32):
-                answer(fitted[channel], queries[first:first + 32], noise[channel])
+                collections.deque(answer(fitted[channel], queries[first:first + 32], noise[channel]), maxlen=0)
         batch = time.perf_counter() - begun
     return (f'| {songs:,} | {fit:.2f} | {statistics.median(single[1:]):.3f} | {batch:.2f} | '
             f'{memory.bytes / 2 ** 30:.2f} |')

@@ -251,6 +251,10 @@ class Attributor:
                          f"was trained on ({identity.trained_on_hash[:12]}).")
         if identity.licence:
             found.append(identity.licence)
+        withdrawn = self.store.withdrawn
+        if withdrawn:
+            found.append(f"{len(withdrawn)} songs were withdrawn from this store and were not compared: what they "
+                         "shaped may show as another song's, or as unattributed.")
         if self._waiting:
             found.append(f"{self._waiting} songs were added to the store and are not fingerprinted at every checkpoint "
                          "yet: they can earn nothing until `lumina fingerprint … --update` has finished.")

@@ -293,3 +293,14 @@ def test_the_papers_recipe_stays_the_papers(project, tmp_path):
     run = moved(project.folder(), tmp_path / 'out', fingerprint__recipe__scoring__ridge=0.5)
     assert workflows.recipe_for(run, 'default').scoring.ridge == 0.5
     assert workflows.recipe_for(run, 'paper') == get_recipe('paper')
+
+
+def test_a_withdrawal_is_told_in_reports_and_of_other_stores(project, tmp_path, capsys):
+    run = moved(project.folder(), tmp_path / 'out')
+    folder = run / 'lumina' / 'default'
+    shutil.copytree(folder, folder.parent / 'second')
+    main(['store', 'withdraw', str(folder), 'song-1', '--reason', 'opted out'])
+    assert f'{folder.parent / "second"} is another store' in capsys.readouterr().out
+    report = workflows.Studio(run, folder).attribute(project.root / 'songs' / 'song-1.wav')
+    assert report.warnings[0].startswith('1 songs were withdrawn from this store')
+    assert all(row.track_id != 'song-1' for row in report.channels['P'].rows)

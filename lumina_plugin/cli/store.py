@@ -70,11 +70,15 @@ def withdraw(
     ids: tp.Annotated[tp.List[str], typer.Argument(metavar='SONG...', help="Ids of songs, as reports print them.")],
     reason: tp.Annotated[str, typer.Option(help="Why; kept with the id and the date.")] = '',
 ) -> None:
-    """Withdraw songs whose owner has opted out: no attribution names them any more."""
+    """Withdraw songs whose owner has opted out: no attribution by this store names them any more."""
     from ..store import FingerprintStore
     withdrawn = FingerprintStore.open(path).withdraw(ids, reason)
     print(f"{len(withdrawn)} withdrawn, {len(set(ids)) - len(withdrawn)} had been before; to remove their fingerprints "
           f"from disk: lumina store compact {path}")
+    beside = [other.parent for other in sorted(path.resolve().parent.glob('*/manifest.json'))
+              if other.parent != path.resolve()]
+    for other in beside:
+        print(f"{other} is another store beside it: withdraw from it too.")
 
 
 @store_app.command()

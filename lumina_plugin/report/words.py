@@ -174,4 +174,4 @@ def caveat(channel: ChannelReport) -> str:
     if not channel.qualified or channel.passing > 2 * chance:
         return ''
     passing = f'{count(channel.passing, "song passes", "songs pass")} the gate'
-    return f'{passing}, where chance alone lets {number(chance, 1)} through: these shares may rest on nothing.'
+    return f'But {passing}, where chance alone lets {number(chance, 1)} through: these shares may rest on nothing.'
