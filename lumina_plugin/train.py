@@ -247,8 +247,9 @@ def _given(tree: tp.Mapping[str, tp.Any]) -> tp.Dict[str, tp.Any]:
 
 
 def _check_numbers(cfg: omegaconf.DictConfig) -> None:
-    """LuminaError where a key of ours that counts something does not."""
-    for key in ('fingerprint.batch_size', 'lumina.token_phases'):
+    """LuminaError where a key that counts something does not, which would show late or as a traceback."""
+    for key in ('fingerprint.batch_size', 'lumina.token_phases', 'optim.epochs', 'optim.updates_per_epoch',
+                'dataset.batch_size'):
         value = omegaconf.OmegaConf.select(cfg, key)
         if not _counts(value):
             raise LuminaError(f"{key} is {value!r}, but must be a whole number of at least 1.")
