@@ -47,7 +47,7 @@ lint: $(INSTALLED_TEST)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## measure speed, scale and safety; writes docs/benchmarks.md (about 15 minutes)
+bench: $(INSTALLED)  ## measure speed, scale and safety; writes docs/benchmarks.md (long: full-size models)
 	$(BIN)/python benchmarks/all.py
 
 wheel: $(INSTALLED)  ## build dist/lumina_plugin-*.whl
