@@ -50,3 +50,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make a folder where it is missing; LuminaError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / '.lumina-write-test'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LuminaError(f"Cannot write into {folder} ({error.strerror}); choose another output folder.") from None
+    return folder

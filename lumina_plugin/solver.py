@@ -29,6 +29,7 @@ from .channels import resolve_channels
 from .errors import LuminaError
 from .fingerprint import Fingerprinter
 from .hashing import state_hash
+from .inputs import BORROWED, absolute_source, recipes_of
 from .models import licence_note, run_config, run_stores
 from .passes import (
     PreparedCatalogue,
@@ -43,7 +44,6 @@ from .passes import (
 from .recipe import Recipe
 from .store import CheckpointInfo, FingerprintStore, Identity
 from .tokens import Tokenizer
-from .train import BORROWED, absolute_source, recipes_of
 
 __all__ = ['LuminaMusicGenSolver']
 

@@ -1,26 +1,26 @@
-"""What the command line and the demo do with a model and a store: generate, attribute, fingerprint; files come out."""
+"""What the command line and the demo do with a model and a store: generate and attribute; files come out."""
 
 import contextlib
 import dataclasses
 import logging
 import math
-import re
 import typing as tp
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import audio, compat
+from . import audio
+from .atomic import writable_folder
 from .attribution import Attributor
 from .errors import LuminaError
-from .models import expect_model, licence_note, load_musicgen, run_config, run_folder, run_key, run_paths, run_stores
-from .recipe import Recipe, get_recipe, recipe_from_dict
+from .models import expect_model, load_musicgen, run_config, run_folder, run_stores
+from .recipe import Recipe
 from .report.schema import AttributionReport
-from .store import CheckpointInfo, FingerprintStore
+from .store import FingerprintStore
 
 if tp.TYPE_CHECKING:
-    from .catalogue import Catalogue
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Studio:
             raise LuminaError("A clip either continues a recording or follows a melody; leave one of the two out.")
         wav = self._prompt(prompt, seconds) if prompt is not None else None
         tune = self._melody(melody) if melody is not None else None
-        folder = _writable(Path(out))
+        folder = writable_folder(Path(out))
         # half a frame more: audiocraft rounds down in places, and would stitch windows of no length for some durations
         frames = max(1, round(seconds * self.musicgen.frame_rate))
         self.musicgen.set_generation_params(
@@ -138,7 +138,7 @@ class Studio:
             LuminaError: for a folder that cannot be written (told first), or a recording that cannot be read or is
                 silent.
         """
-        folder = _writable(Path(out)) if out is not None else None
+        folder = writable_folder(Path(out)) if out is not None else None
         report = self.attributor.attribute_file(path)
         made = _generation_of(Path(path), report.query.sha256)
         if made is not None:
@@ -245,182 +245,6 @@ def default_store(source: tp.Union[str, Path]) -> Path:
     return stores[0]
 
 
-def recipe_for(source: tp.Union[str, Path], name: str = 'default', settings: tp.Sequence[str] = ()) -> Recipe:
-    """The recipe that a model is fingerprinted with.
-
-    Args:
-        source (str or path): As in `load_musicgen`. A dora run's own `fingerprint.recipe.*` apply to the presets that
-            it trained with (`fingerprint.recipes`), and to no other.
-        name (str): Preset.
-        settings (sequence of str): `KEY=VALUE` with dotted keys and YAML values, e.g. `projection.dim=256`; they
-            come after the run's own keys. An empty value is null.
-    Raises:
-        LuminaError: for an unknown preset or key, or a value out of range.
-    """
-    folder, recipe = run_folder(source), get_recipe(name)
-    if folder is not None and run_key(folder, 'fingerprint.recipe') and name in run_config(folder).fingerprint.recipes:
-        from .train import recipes_of
-        cfg = run_config(folder)
-        cfg.fingerprint.recipes = [name]
-        recipe = recipes_of(cfg)[0]
-    keys = recipe.model_dump(mode='json')
-    for setting in settings:
-        _set(keys, setting)
-    recipe = recipe_from_dict(keys)
-    if not re.fullmatch(r'\w[\w.-]*', recipe.name) or recipe.name == 'codes':  # codes lie in a folder beside the stores
-        raise LuminaError(f"'{recipe.name}' cannot be a recipe's name, which becomes a folder's; choose another of "
-                          "letters, digits, '.', '_' and '-'.")
-    return recipe
-
-
-def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
-    """Put one `KEY=VALUE` into a recipe's keys. In place."""
-    import yaml
-    dotted, equals, text = setting.partition('=')
-    *sections, last = dotted.strip().split('.')
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value, equals = None, ''
-    if not equals or not last:
-        raise LuminaError(f"'{setting}' is not KEY=VALUE with a dotted key and a YAML value, such as "
-                          "projection.dim=256; correct it.")
-    for section in sections:
-        inner = keys.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise LuminaError(f"Recipe key '{section}' of '{setting}' has no keys below it; see "
-                              "config/solver/lumina/default.yaml for all keys.")
-        keys = inner
-    joined = isinstance(value, dict) and isinstance(keys.get(last), dict) and last != 'channels'
-    keys[last] = {**keys[last], **value} if joined else value
-
-
-def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]] = None,
-                      out: tp.Optional[tp.Union[str, Path]] = None, recipe: tp.Optional[Recipe] = None,
-                      strict: bool = False, device: tp.Optional[str] = None, batch_size: int = 8,
-                      update: bool = False) -> FingerprintStore:
-    """Fingerprint a catalogue with a trained model, outside of any training.
-
-    For a dora run, every checkpoint whose weights an earlier pass kept is used (the last alone where the recipe says
-    so); catalogue, recipe and output folder default to the run's own. Any other model has one checkpoint, its live
-    weights.
-
-    Raises:
-        LuminaError: when something needed is missing or does not fit an existing store.
-    """
-    compat.install()
-    from .catalogue import Catalogue
-    from .codec import codec_hash
-    from .fingerprint import Fingerprinter
-    from .passes import estimate, make_identity, open_or_create, prepare, run_pass, store_path
-    from .tokens import Tokenizer
-    expect_model(source)
-    folder = run_folder(source)
-    if folder is None and (catalogue is None or out is None):
-        raise LuminaError(f"{source} is not a dora run, so name both the songs (--catalogue) and the folder of "
-                          "the new store (--out).")
-    recipe = recipe or recipe_for(source)
-    path = Path(out) if out is not None else store_path(tp.cast(Path, folder), recipe.name)
-    _expect_recipe(path, recipe)
-    songs = Catalogue.from_manifest(catalogue) if catalogue is not None else _run_songs(tp.cast(Path, folder))
-    musicgen = load_musicgen(source, device)
-    digest = codec_hash(musicgen.compression_model)
-    known = _trained_on(folder) if folder is not None else None
-    identity = make_identity(musicgen.name, musicgen.lm, digest, recipe, songs, known, licence_note(str(source)))
-    if FingerprintStore.exists(path):  # told before every song is encoded, not after
-        FingerprintStore.open(path).expect(codec_hash=digest, model_config_hash=identity.model_config_hash)
-    cache = (folder / 'lumina' if folder is not None else _writable(path)) / 'codes'
-    tokenizer = Tokenizer(musicgen.compression_model, digest, recipe.chunk_seconds, recipe.silence_db, cache=cache)
-    _writable(path)
-    prepared = prepare(songs, tokenizer, musicgen.lm, strict, recipe.song_phases)
-    store = open_or_create(path, identity, prepared, update)
-    for info, weights in _checkpoints(folder, recipe, musicgen):
-        fingerprinter = Fingerprinter(musicgen.lm, recipe, weights, batch_size=batch_size)
-        logger.info("%s: %s", info.name, estimate(prepared, fingerprinter))
-        run_pass(fingerprinter, prepared, store, info, weights)
-    return FingerprintStore.open(path)
-
-
-def _expect_recipe(path: Path, recipe: Recipe) -> None:
-    """A store keeps the recipe that it was made with: refuse another's fingerprints, tell of another's scoring."""
-    if not FingerprintStore.exists(path):
-        return
-    identity = FingerprintStore.open(path).identity
-    before, now = recipe_from_dict(identity.recipe).describe(), recipe.describe()
-    differing = [key for key in now if key != 'name' and now[key] != before.get(key)]
-    if identity.recipe_hash != recipe.fingerprint_hash:
-        made = ', '.join(f"{key} {now[key]} instead of {before.get(key)}" for key in differing
-                         if key.partition('.')[0] in recipe.fingerprint_keys)
-        raise LuminaError(f"The store {path} was made with another recipe ({made}); give this one a name of its own "
-                          "(--set name=…) or another folder (--out).")
-    if differing:
-        logger.warning("The store %s keeps the %s that it was made with; to have others, make another store by "
-                       "--set name=… or --out.", path, ', '.join(differing))
-
-
-def _run_songs(folder: Path) -> 'Catalogue':
-    """The songs that a run fingerprints, wherever its configuration leads by now.
-
-    The songs that it was trained on are known by their hash where the run has a store; no others stand in for them.
-    """
-    from .catalogue import Catalogue
-    key = 'fingerprint.catalogue' if run_key(folder, 'fingerprint.catalogue') else 'datasource.train'
-    named, found = run_key(folder, key), _manifests(folder, key)
-    if not found:
-        raise LuminaError(f"The songs of run {folder.name} are not where its configuration has them ({key}: "
-                          f"{named or 'empty'}); name their manifest by --catalogue.")
-    hashes = [store.identity.trained_on_hash for store in map(FingerprintStore.open, run_stores(folder))]
-    expected = next(filter(None, hashes), None) if key == 'datasource.train' else None
-    for path in found:
-        songs = Catalogue.from_manifest(path)
-        if expected in (None, songs.hash):
-            return songs
-    raise LuminaError(f"The songs in {found[0]} ({key}) are not those that run {folder.name} was trained on (catalogue "
-                      f"{Catalogue.from_manifest(found[0]).hash[:12]}, its store says {str(expected)[:12]}); name the "
-                      "right manifest by --catalogue.")
-
-
-def _manifests(folder: Path, key: str) -> tp.List[Path]:
-    """Whatever lies where a run's configuration may mean, likeliest first.
-
-    The quickstart tells a run by the environment where its songs are, which the configuration does not keep: they are
-    in `embedded` below dora's folder.
-    """
-    named, base = run_key(folder, key), run_key(folder, 'lumina.catalogue')
-    if not named:
-        return []
-    places = run_paths(folder, named)
-    if base and Path(named).is_relative_to(base):
-        places.append(folder.resolve().parent.parent / 'embedded' / Path(named).relative_to(base))
-    return [path for path in places if path.exists()]
-
-
-def _trained_on(folder: Path) -> tp.Optional[str]:
-    """Hash of the songs that a run was trained on: as its stores have it, else of what its configuration names."""
-    from .catalogue import Catalogue
-    for path in run_stores(folder):
-        known = FingerprintStore.open(path).identity.trained_on_hash
-        if known is not None:
-            return known
-    found = _manifests(folder, 'datasource.train')
-    return Catalogue.from_manifest(found[0]).hash if found else None
-
-
-def _checkpoints(folder: tp.Optional[Path], recipe: Recipe, musicgen: tp.Any
-                 ) -> tp.List[tp.Tuple[CheckpointInfo, tp.Optional[tp.Mapping[str, torch.Tensor]]]]:
-    """Checkpoints of a model with their weights; those of a run that an earlier pass kept, else the live one."""
-    from .hashing import state_hash
-    for path in run_stores(folder) if folder is not None else []:
-        store = FingerprintStore.open(path)
-        kept = [info for info in store.checkpoints if info.weights is not None]  # finished or not: this finishes them
-        if kept:
-            return [(CheckpointInfo(name=info.name, epoch=info.epoch, model_hash=info.model_hash),
-                     store.load_weights(info))
-                    for info in (kept[-1:] if recipe.checkpoints == 'last' else kept)]
-    live = dict(musicgen.lm.state_dict())
-    return [(CheckpointInfo(name='last', model_hash=state_hash(live)), live if folder is not None else None)]
-
-
 @contextlib.contextmanager
 def _generation_bar(musicgen: tp.Any, name: str, shown: bool) -> tp.Iterator[None]:
     """A progress bar in place of the counter that MusicGen prints."""
@@ -437,17 +261,6 @@ def _generation_bar(musicgen: tp.Any, name: str, shown: bool) -> tp.Iterator[Non
             yield
         finally:
             musicgen.set_custom_progress_callback(before)
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / '.lumina-write-test'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise LuminaError(f"Cannot write into {folder} ({error.strerror}); choose another output folder.") from None
-    return folder
 
 
 def quickstart_run(out: tp.Union[str, Path] = 'outputs') -> Path:

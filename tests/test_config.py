@@ -10,7 +10,7 @@ from pathlib import Path
 import omegaconf
 import pytest
 
-from lumina_plugin import compat, train
+from lumina_plugin import compat, inputs, train
 from lumina_plugin.errors import LuminaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,8 +172,8 @@ def test_paths_are_seen_from_where_dora_was_started_and_names_stay(tmp_path, mon
             'facebook/encodec_32khz')
     for name, absolute in {**wanted, **{name: name for name in same}}.items():
         cfg.continue_from = cfg.compression_model_checkpoint = name
-        train.resolve_paths(cfg)
-        train.resolve_paths(cfg)  # twice is once
+        inputs.resolve_paths(cfg)
+        inputs.resolve_paths(cfg)  # twice is once
         assert cfg.continue_from == cfg.compression_model_checkpoint == absolute
     assert cfg.fingerprint.catalogue == f'{tmp_path}/mine' and cfg.lumina.codes_cache == f'{tmp_path}/codes'
 
@@ -201,21 +201,21 @@ def test_a_model_that_is_not_there_or_damaged_is_told_at_once(key, tmp_path, mon
             'facebook/musicgen-small': '//pretrained/<name>'}.items():
         cfg[key] = name
         with pytest.raises(LuminaError, match=f'^{key} is {name}.*{told}'):
-            train.check_inputs(cfg, tmp_path)
+            inputs.check_inputs(cfg, tmp_path, train.main.dora.dir / 'xps')
     for name in ('//sig/good', str(runs / 'good'), '//pretrained/facebook/musicgen-small'):
         cfg[key] = name
-        train.check_inputs(cfg, tmp_path)
+        inputs.check_inputs(cfg, tmp_path, train.main.dora.dir / 'xps')
     if key == 'continue_from':  # a run with a checkpoint goes on from that one, which must be whole as well
         cfg[key] = '//sig/TYPO'
-        train.check_inputs(cfg, runs / 'good')
+        inputs.check_inputs(cfg, runs / 'good', train.main.dora.dir / 'xps')
         with pytest.raises(LuminaError, match="The run's own checkpoint .*torn"):
-            train.check_inputs(cfg, runs / 'torn')
+            inputs.check_inputs(cfg, runs / 'torn', train.main.dora.dir / 'xps')
 
 
 def test_a_stage_that_a_solver_lacks_is_named(tmp_path):
     cfg = train.main.get_xp([MUSICGEN, 'execute_only=fingerprint']).cfg
     with pytest.raises(LuminaError, match='execute_only is fingerprint, which solver=musicgen .*choose valid'):
-        train.check_inputs(cfg, tmp_path)
+        inputs.check_inputs(cfg, tmp_path, train.main.dora.dir / 'xps')
 
 
 def test_an_unknown_key_or_preset_is_one_sentence(monkeypatch, capsys):
@@ -246,9 +246,9 @@ def test_every_key_of_a_recipe_is_in_the_configuration():
 
 def test_recipes_take_what_is_given_and_keep_the_rest():
     from lumina_plugin.recipe import get_recipe
-    assert train.recipes_of(lumina('fingerprint.recipes=[default,paper]')) == [get_recipe('default'),
+    assert inputs.recipes_of(lumina('fingerprint.recipes=[default,paper]')) == [get_recipe('default'),
                                                                                get_recipe('paper')]
-    (recipe,) = train.recipes_of(lumina('fingerprint.recipe.name=wide', 'fingerprint.recipe.projection.dim=1024',
+    (recipe,) = inputs.recipes_of(lumina('fingerprint.recipe.name=wide', 'fingerprint.recipe.projection.dim=1024',
                                         'fingerprint.recipe.projection.block_width=0'))
     assert recipe.name == 'wide'
     assert recipe.fingerprint_keys == get_recipe('default', projection={'dim': 1024, 'block_width': None}
@@ -262,7 +262,7 @@ def test_recipes_take_what_is_given_and_keep_the_rest():
     ('fingerprint.recipes=[default,paper] fingerprint.recipe.name=x', 'default, paper.*one store')])
 def test_a_bad_recipe_is_told_before_training(override, told, tmp_path):
     with pytest.raises(LuminaError, match=told):
-        train.check_inputs(lumina(*override.split()), tmp_path)
+        inputs.check_inputs(lumina(*override.split()), tmp_path, train.main.dora.dir / 'xps')
 
 
 def test_a_store_of_another_recipe_is_told_before_training(tmp_path):
@@ -272,19 +272,20 @@ def test_a_store_of_another_recipe_is_told_before_training(tmp_path):
     store = FingerprintStore.create(tmp_path / 'lumina' / 'default', Identity(
         model_id='m', model_config_hash='m', codec_hash='c', recipe_hash=old.fingerprint_hash, catalogue_hash='s',
         dim=512), [{'id': 'a', 'duration': 1.}])
-    train.check_inputs(lumina(), tmp_path)
+    inputs.check_inputs(lumina(), tmp_path, train.main.dora.dir / 'xps')
     changed = ['fingerprint.recipe.objective=cross_entropy']
     with pytest.raises(LuminaError, match=f'{store.path}.*store: {old.fingerprint_hash}, yours: .*recipe.name'):
-        train.check_inputs(lumina(*changed), tmp_path)
-    train.check_inputs(lumina(*changed, 'fingerprint.recipe.name=loss'), tmp_path)
-    train.check_inputs(lumina(*changed, 'fingerprint.every=null'), tmp_path)  # will not touch it
+        inputs.check_inputs(lumina(*changed), tmp_path, train.main.dora.dir / 'xps')
+    inputs.check_inputs(lumina(*changed, 'fingerprint.recipe.name=loss'), tmp_path, train.main.dora.dir / 'xps')
+    # will not touch it
+    inputs.check_inputs(lumina(*changed, 'fingerprint.every=null'), tmp_path, train.main.dora.dir / 'xps')
 
 
 def test_fingerprints_of_a_sharded_training_are_refused_before_it(tmp_path):
     with pytest.raises(LuminaError, match=r'fsdp\.use=true.*fingerprint\.every=null'):
-        train.check_inputs(lumina('fsdp.use=true'), tmp_path)
+        inputs.check_inputs(lumina('fsdp.use=true'), tmp_path, train.main.dora.dir / 'xps')
     for off in ('null', ''):
-        train.check_inputs(lumina('fsdp.use=true', f'fingerprint.every={off}'), tmp_path)
+        inputs.check_inputs(lumina('fsdp.use=true', f'fingerprint.every={off}'), tmp_path, train.main.dora.dir / 'xps')
 
 
 def test_unknown_solver_and_signature_are_named(tmp_path):
@@ -320,4 +321,4 @@ def test_dora_runs_from_a_checkout_and_ends_bad_input_without_a_traceback(tmp_pa
     'optim.updates_per_epoch=0', 'dataset.batch_size=x'])
 def test_what_counts_must_be_a_number_and_is_told_before_training(override, tmp_path):
     with pytest.raises(LuminaError, match=override.split('=')[0].replace('.', r'\.')):
-        train.check_inputs(lumina(override), tmp_path)
+        inputs.check_inputs(lumina(override), tmp_path, train.main.dora.dir / 'xps')

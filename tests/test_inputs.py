@@ -8,7 +8,7 @@ import omegaconf
 import pytest
 import torch
 
-from lumina_plugin import workflows
+from lumina_plugin import catalogue_pass, workflows
 from lumina_plugin.catalogue import build_catalogue
 from lumina_plugin.cli import main
 from lumina_plugin.errors import LuminaError
@@ -35,13 +35,13 @@ def moved(run: Path, folder: Path, **keys: object) -> Path:
 def test_a_run_keeps_its_own_recipe_and_set_overrides_it(project):
     run = project.folder()  # made with fingerprint.recipe.chunk_seconds=1.0
     stored = FingerprintStore.open(run / 'lumina' / 'default').identity.recipe_hash
-    assert workflows.recipe_for(run).fingerprint_hash == stored != get_recipe('default').fingerprint_hash
-    recipe = workflows.recipe_for(run, 'default', [
+    assert catalogue_pass.recipe_for(run).fingerprint_hash == stored != get_recipe('default').fingerprint_hash
+    recipe = catalogue_pass.recipe_for(run, 'default', [
         'chunk_seconds=2', 'projection.dim=256', 'projection={residual_dim: 8}', 'name=wide',
         'channels={A: [self_attention]}'])
     assert (recipe.chunk_seconds, recipe.projection.dim, recipe.projection.residual_dim) == (2., 256, 8)
     assert recipe.name == 'wide' and list(recipe.channels) == ['A']
-    assert workflows.recipe_for('facebook/musicgen-small', settings=['projection.dim=256']).projection.dim == 256
+    assert catalogue_pass.recipe_for('facebook/musicgen-small', settings=['projection.dim=256']).projection.dim == 256
 
 
 @pytest.mark.parametrize('setting, named', [
@@ -49,7 +49,7 @@ def test_a_run_keeps_its_own_recipe_and_set_overrides_it(project):
     ('name=codes', 'codes'), ('dim', 'KEY=VALUE'), ('=3', 'KEY=VALUE'), ('name={', 'KEY=VALUE'), ('name.x=1', 'name')])
 def test_settings_that_cannot_be_are_named(setting, named):
     with pytest.raises(LuminaError, match=named):
-        workflows.recipe_for('facebook/musicgen-small', settings=[setting])
+        catalogue_pass.recipe_for('facebook/musicgen-small', settings=[setting])
 
 
 def test_another_recipe_is_refused_before_songs_are_encoded(project, monkeypatch, capsys):
@@ -67,21 +67,21 @@ def test_songs_are_found_where_the_quickstart_put_them(project, tmp_path, monkey
     run = moved(project.folder(), tmp_path / 'out', lumina__catalogue='${oc.env:LUMINA_CATALOGUE,./outputs/embedded}',
                 datasource__train='${lumina.catalogue}/egs/train')
     with pytest.raises(LuminaError, match='datasource.train: ./outputs/embedded/egs/train.*--catalogue'):
-        workflows._run_songs(run)
+        catalogue_pass._run_songs(run)
     there = shutil.copytree(project.manifest.parent, tmp_path / 'out' / 'embedded' / 'egs' / 'train')
-    assert workflows._run_songs(run).source == there / 'data.jsonl'
+    assert catalogue_pass._run_songs(run).source == there / 'data.jsonl'
     others = build_catalogue(write_songs(tmp_path / 'songs', 2), tmp_path / 'others', progress=False).manifest.parent
     shutil.copytree(others, tmp_path / 'outputs' / 'embedded' / 'egs' / 'train')  # likelier, but not the run's
-    assert workflows._run_songs(run).source == there / 'data.jsonl'
+    assert catalogue_pass._run_songs(run).source == there / 'data.jsonl'
     shutil.rmtree(there)
     with pytest.raises(LuminaError, match='not those that run .* was trained on'):
-        workflows._run_songs(run)
+        catalogue_pass._run_songs(run)
 
 
 def test_relative_songs_are_seen_from_where_dora_was_started(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = moved(project.folder(), tmp_path / 'runs', datasource__train='catalogue')  # started in project.root
-    assert workflows._run_songs(run).source == project.manifest
+    assert catalogue_pass._run_songs(run).source == project.manifest
 
 
 # -- damaged models ----------------------------------------------------------------------------------------------------
@@ -177,12 +177,13 @@ def test_a_silent_clip_is_told_in_its_report(studio, project, tmp_path):
 
 
 def test_a_melody_is_followed(melody_musicgen, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(workflows, 'load_musicgen', lambda *args: melody_musicgen)
-    monkeypatch.setattr(workflows, 'expect_model', lambda source: None)
+    for module in (workflows, catalogue_pass):
+        monkeypatch.setattr(module, 'load_musicgen', lambda *args: melody_musicgen)
+        monkeypatch.setattr(module, 'expect_model', lambda source: None, raising=False)
     songs = write_songs(tmp_path / 'songs', 4)
     manifest = build_catalogue(songs, tmp_path / 'catalogue', progress=False).manifest
     recipe = get_recipe('default', chunk_seconds=1., projection={'dim': 64, 'residual_dim': 16})
-    store = workflows.fingerprint_model('melody', manifest, tmp_path / 'store', recipe)
+    store = catalogue_pass.fingerprint_model('melody', manifest, tmp_path / 'store', recipe)
     studio = workflows.Studio('melody', store.path)
     try:
         free, led = (studio.generate(tmp_path / 'out', 'clip', 'waltz', seconds=1., top_k=16, progress=False,
@@ -270,7 +271,7 @@ def test_an_update_redoes_every_checkpoint_and_serves_meanwhile(project, tmp_pat
     assert '1 songs were added to the store' in report.warnings[0]
     shutil.rmtree(run / 'lumina' / 'default')
     shutil.copytree(project.folder() / 'lumina' / 'default', run / 'lumina' / 'default')
-    store = workflows.fingerprint_model(run, grown.manifest, update=True)
+    store = catalogue_pass.fingerprint_model(run, grown.manifest, update=True)
     assert [info.name for info in store.checkpoints] == before and all(info.complete for info in store.checkpoints)
     assert len(store.vectors(before[0], 'P')[0]) == 7
 
@@ -284,15 +285,15 @@ def test_an_interrupted_checkpoint_is_finished(project, tmp_path):
     with store.lock:
         store.commit(store.manifest.model_copy(update={'checkpoints': open_again}))
     assert not FingerprintStore.open(store.path).checkpoints[-1].complete
-    store = workflows.fingerprint_model(run, project.manifest)
+    store = catalogue_pass.fingerprint_model(run, project.manifest)
     assert all(info.complete for info in store.checkpoints) and store.checkpoints[-1].name == last.name
 
 
 def test_the_papers_recipe_stays_the_papers(project, tmp_path):
     """A run's own keys belong to the presets that it trained with."""
     run = moved(project.folder(), tmp_path / 'out', fingerprint__recipe__scoring__ridge=0.5)
-    assert workflows.recipe_for(run, 'default').scoring.ridge == 0.5
-    assert workflows.recipe_for(run, 'paper') == get_recipe('paper')
+    assert catalogue_pass.recipe_for(run, 'default').scoring.ridge == 0.5
+    assert catalogue_pass.recipe_for(run, 'paper') == get_recipe('paper')
 
 
 def test_a_withdrawal_is_told_in_reports_and_of_other_stores(project, tmp_path, capsys):

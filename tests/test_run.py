@@ -120,13 +120,13 @@ def test_a_fingerprint_pass_takes_the_last_weights_of_another_run(project):
                                        f'{store.identity.catalogue_hash[:12]}) from facebook/musicgen-small')
     assert 'facebook/musicgen-small' in store.identity.licence and 'non-commercial' in store.identity.licence
     assert not (folder / 'history.json').exists()
-    from lumina_plugin import train
+    from lumina_plugin import inputs, train
     with pytest.raises(LuminaError, match="another run's weights.*fingerprint.recipe.name"):  # a training of its own
-        train.check_inputs(train.main.get_xp([*project.argv, *alone]).cfg, folder)
+        inputs.check_inputs(train.main.get_xp([*project.argv, *alone]).cfg, folder, train.main.dora.dir / 'xps')
 
 
 def test_the_paper_recipe_makes_a_store_of_its_own(project):
-    from lumina_plugin.workflows import fingerprint_model
+    from lumina_plugin.catalogue_pass import fingerprint_model
     recipe = get_recipe('paper', chunk_seconds=1.)
     store = fingerprint_model(project.folder(), recipe=recipe)
     assert store.path == project.folder() / 'lumina' / 'paper' and len(store.checkpoints) == 1
@@ -213,8 +213,9 @@ def test_another_codec_or_model_is_refused_with_both_hashes(project, tmp_path):
 
 
 def test_an_exported_folder_works_by_the_same_names(project, tmp_path):
+    from lumina_plugin.catalogue_pass import fingerprint_model
     from lumina_plugin.models import export_musicgen
-    from lumina_plugin.workflows import Studio, fingerprint_model
+    from lumina_plugin.workflows import Studio
     exported = export_musicgen(project.folder(), tmp_path / 'exported')
     studio = Studio(exported, project.folder() / 'lumina' / 'default')
     assert studio.attribute(project.root / 'songs' / 'song-4.wav').channels['M'].rows[0].track_id == 'song-4'

@@ -120,7 +120,7 @@ def fingerprint(
     device: _Device = None,
 ) -> None:
     """Fingerprint a catalogue with a trained model. During a training, `dora run solver=lumina/…` does it alongside."""
-    from ..workflows import fingerprint_model, recipe_for
+    from ..catalogue_pass import fingerprint_model, recipe_for
     keys = recipe_for(model, recipe, settings or [])
     store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update)
     unusable = [track for track in store.tracks if track.status != 'ok']
