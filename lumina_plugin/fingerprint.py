@@ -76,8 +76,16 @@ class _ScoredModel(nn.Module):
             provider: tp.Any = self.lm.condition_provider
             conditions = provider(provider.tokenize(attributes))
         lm: tp.Any = self.lm
-        out = lm.compute_predictions(inputs, [], conditions)
-        return self.objective(out.logits, codes, out.mask & valid[:, None])
+        # as `LMModel.compute_predictions`, but codes are brought into the pattern's order rather than logits out of it
+        pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
+        sequence, where, filled = pattern.build_pattern_sequence(inputs, lm.special_token_id,
+                                                                 keep_only_valid_steps=True)  # [B, K, S], [K, S] twice
+        first = int(pattern.starts_with_special_token())  # a step's logits predict the codes of the next one
+        where, filled = where[:, first:].flatten(), filled[:, first:]
+        targets, counted = (nn.functional.pad(x.flatten(1), (0, 1))[:, where].unflatten(1, filled.shape)
+                            for x in (codes, valid[:, None].expand_as(codes)))  # [B, K, S - first]
+        logits = lm(sequence, [], conditions)[:, :, :filled.shape[1]]  # [B, K, S - first, card]
+        return self.objective(logits, targets, counted & filled)
 
 
 class Fingerprinter:
