@@ -3,19 +3,23 @@
     python benchmarks/capture.py [--shape quickstart --shape small ...] [--device cuda] [--rounds 5]
 
 Everything runs in one process, in turn (A B C A B C ...), and is given as medians and as ratios within a round, because
-a machine's speed drifts. Peak memory is measured in processes of their own: how far a pass rises above the loaded
-model. Weights are random: neither time nor memory depends on their values.
+a machine's speed drifts. A round is several batches of songs, as a catalogue is. Peak memory is measured in processes
+of their own: how far a pass rises above the loaded model. On a CPU the projections are pages of a file, as in a real
+pass; they are given apart. Weights are random: neither time nor memory depends on their values.
 """
 
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import typing as tp
+from pathlib import Path
 
 import torch
 import typer
+from safetensors.torch import load_file, save_file
 
 from lumina_plugin import compat
 
@@ -26,8 +30,9 @@ from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa
 from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider, LUTConditioner  # noqa: E402
 
 from lumina_plugin.conditions import attributes_for  # noqa: E402
-from lumina_plugin.fingerprint import Example, Fingerprinter, Song  # noqa: E402
-from lumina_plugin.projection import ChannelProjection, FittedProjection  # noqa: E402
+from lumina_plugin.fingerprint import Fingerprinter, Song  # noqa: E402
+from lumina_plugin.gradients import Example  # noqa: E402
+from lumina_plugin.projection import BlockReducers, ChannelProjection, FittedProjection  # noqa: E402
 from lumina_plugin.recipe import Recipe, get_recipe  # noqa: E402
 
 # d, heads, layers, hidden scale, codes of a codebook, frames of 10 s, cross attention; MusicGen's published sizes
@@ -55,9 +60,10 @@ def build(shape: str, device: str) -> LMModel:
         depthwise_init='current', zero_bias_init=True, cfg_dropout=0., cross_attention=cross).to(device).eval()
 
 
-def examples_of(lm: LMModel, shape: str, batch: int) -> tp.List[Example]:
+def examples_of(lm: LMModel, shape: str, count: int) -> tp.List[Example]:
+    """So many chunks of random codes."""
     frames = SHAPES[shape][5]
-    codes = torch.randint(0, lm.card, (batch, 4, frames), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(0, lm.card, (count, 4, frames), generator=torch.Generator().manual_seed(0))
     return [Example(one, 0, frames, attributes_for(lm, TEXT)) for one in codes]
 
 
@@ -65,16 +71,17 @@ def autocast_of(device: str) -> tp.Optional[tp.Callable[[], tp.ContextManager]]:
     return (lambda: torch.autocast('cuda', torch.bfloat16)) if device == 'cuda' else None
 
 
-def training_step(lm: LMModel, examples: tp.Sequence[Example], device: str, backward: bool = True) -> Pass:
-    """Forward and backward pass of the training loss on a batch, gradients of all weights, no optimiser."""
-    codes = torch.stack([example.codes for example in examples]).to(device)
+def training_steps(lm: LMModel, examples: tp.Sequence[Example], batch: int, device: str, backward: bool = True
+                   ) -> Pass:
+    """Forward and backward passes of the training loss on all batches, gradients of all weights, no optimiser."""
     autocast = autocast_of(device)
 
-    def step() -> None:
+    def step(some: tp.Sequence[Example]) -> None:
+        codes = torch.stack([example.codes for example in some]).to(device)
         with torch.set_grad_enabled(backward):
             with autocast() if autocast else torch.autocast('cpu', enabled=False):
                 provider = lm.condition_provider
-                conditions = provider(provider.tokenize([example.attributes for example in examples]))
+                conditions = provider(provider.tokenize([example.attributes for example in some]))
                 out = lm.compute_predictions(codes, [], conditions)
                 loss = torch.stack([
                     torch.nn.functional.cross_entropy(out.logits[:, k][out.mask[:, k]], codes[:, k][out.mask[:, k]])
@@ -82,39 +89,45 @@ def training_step(lm: LMModel, examples: tp.Sequence[Example], device: str, back
             if backward:
                 loss.backward()
         lm.zero_grad(set_to_none=True)
-    return step
+    return lambda: [step(examples[first:first + batch]) for first in range(0, len(examples), batch)]
 
 
-def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe, device: str) -> Pass:
+def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe, batch: int, device: str) -> Pass:
     """Everything from codes to fingerprints, with projections as wide as those of a catalogue of thousands.
 
     The factors are fitted on this batch; the principal directions are as many as D has room for, of random entries.
     """
-    fingerprinter = Fingerprinter(lm, recipe, batch_size=len(examples), autocast=autocast_of(device))
+    fingerprinter = Fingerprinter(lm, recipe, batch_size=batch, autocast=autocast_of(device))
     songs = [Song(str(index), [example]) for index, example in enumerate(examples)]
-    reducers = fingerprinter._fit_reducers(songs, lambda items, *_: items)
-    rank = recipe.projection.dim - recipe.projection.residual_dim
-    projections = {}
-    for channel, reducer in reducers.items():
-        basis = torch.randn(reducer.dim, rank, device=device) / reducer.dim ** 0.5
-        mean = torch.zeros(reducer.dim, device=device)
-        projections[channel] = ChannelProjection(
-            reducer, FittedProjection(mean, basis, recipe.projection.dim, recipe.projection.seed, rank))
-    fingerprinter.projections = projections
+    fingerprinter.projections = {channel: mapped_projection(fingerprinter, channel, reducer)
+                                 for channel, reducer in fingerprinter.fit_reducers(songs[:batch]).items()}
     return lambda: list(fingerprinter.fingerprints(songs))
 
 
-def passes(shape: str, batch: int, device: str) -> tp.Dict[str, tp.Callable[[], Pass]]:
+def mapped_projection(fingerprinter: Fingerprinter, channel: str, reducer: BlockReducers) -> ChannelProjection:
+    """A channel's projection with random principal directions, written to a file and mapped as a store maps it."""
+    config = fingerprinter.recipe.projection
+    rank = config.dim - config.residual_dim
+    made = ChannelProjection(reducer, FittedProjection(
+        torch.zeros(reducer.dim), torch.randn(reducer.dim, rank) / reducer.dim ** 0.5, config.dim, config.seed, rank))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'projection.safetensors'
+        save_file({name: tensor.cpu().contiguous() for name, tensor in made.tensors().items()}, path)
+        return ChannelProjection.load(fingerprinter.channels[channel], load_file(path), made.facts(),
+                                      fingerprinter.recipe.block_norm, fingerprinter.device)
+
+
+def passes(shape: str, batch: int, device: str, batches: int) -> tp.Dict[str, tp.Callable[[], Pass]]:
     """What is compared, by name, each made when it is asked for."""
     lm = build(shape, device)
-    examples = examples_of(lm, shape, batch)
+    examples = examples_of(lm, shape, batch * batches)
     default = get_recipe('default')
     production = get_recipe('default', channels={'M': ['output_linears']})
     return {
-        'forward + backward': lambda: training_step(lm, examples, device),
-        'forward alone': lambda: training_step(lm, examples, device, backward=False),
-        'fingerprint P + M': lambda: fingerprint_pass(lm, examples, default, device),
-        'fingerprint M alone': lambda: fingerprint_pass(lm, examples, production, device),
+        'forward + backward': lambda: training_steps(lm, examples, batch, device),
+        'forward alone': lambda: training_steps(lm, examples, batch, device, backward=False),
+        'fingerprint P + M': lambda: fingerprint_pass(lm, examples, default, batch, device),
+        'fingerprint M alone': lambda: fingerprint_pass(lm, examples, production, batch, device),
     }
 
 
@@ -128,9 +141,9 @@ def timed(step: Pass, device: str) -> float:
     return time.perf_counter() - begun
 
 
-def speed(shape: str, batch: int, device: str, rounds: int) -> tp.Dict[str, tp.List[float]]:
+def speed(shape: str, batch: int, device: str, rounds: int, batches: int) -> tp.Dict[str, tp.List[float]]:
     """Seconds of each pass in each round, after one round that is not counted."""
-    steps = {name: make() for name, make in passes(shape, batch, device).items()}
+    steps = {name: make() for name, make in passes(shape, batch, device, batches).items()}
     seconds: tp.Dict[str, tp.List[float]] = {name: [] for name in steps}
     for index in range(rounds + 1):
         for name, step in steps.items():
@@ -145,52 +158,56 @@ def _resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def peak_of(shape: str, name: str, batch: int, device: str) -> int:
-    """Bytes that one pass needs beyond the loaded model, projections included; to be called in a fresh process."""
-    made = passes(shape, batch, device)
+def peak_of(shape: str, name: str, batch: int, device: str) -> tp.Tuple[int, int]:
+    """Bytes that one pass needs beyond the loaded model and, apart, bytes of files that it has mapped; to be called in
+    a fresh process."""
+    made = passes(shape, batch, device, batches=2)
     if device == 'cuda':
         before = torch.cuda.memory_allocated()
         step = made[name]()
         step()
         torch.cuda.reset_peak_memory_stats()
         step()
-        return torch.cuda.max_memory_allocated() - before
-    before = _resident('VmRSS')
+        return torch.cuda.max_memory_allocated() - before, 0
+    before, files = _resident('RssAnon'), _resident('RssFile')
     step = made[name]()
     step()
+    mapped = _resident('RssFile')
     with open('/proc/self/clear_refs', 'w') as refs:
         refs.write('5')  # forget the highest mark so far
     step()
-    return _resident('VmHWM') - before
+    return _resident('VmHWM') - mapped - before, mapped - files
 
 
-def memory(shape: str, batch: int, device: str) -> tp.Dict[str, int]:
+def memory(shape: str, batch: int, device: str) -> tp.Dict[str, tp.Tuple[int, int]]:
     found = {}
     for name in ('forward + backward', 'fingerprint P + M', 'fingerprint M alone'):
         argv = [sys.executable, __file__, '--peak', name, '--shape', shape, '--batch', str(batch), '--device', device]
-        found[name] = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+        found[name] = tuple(json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout))
     return found
 
 
 def table(shape: str, batch: int, device: str, rounds: int) -> tp.List[str]:
     """Rows of one shape: seconds, ratio to a training step, tokens per second, memory and its ratio."""
-    seconds, peaks = speed(shape, batch, device, rounds), memory(shape, batch, device)
-    base, base_memory = seconds['forward + backward'], peaks['forward + backward']
+    batches = 4 if shape == 'quickstart' else 1
+    seconds, peaks = speed(shape, batch, device, rounds, batches), memory(shape, batch, device)
+    base, base_memory = seconds['forward + backward'], peaks['forward + backward'][0]
     frames = SHAPES[shape][5]
     lines = []
     for name, took in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(took, base, strict=True))
-        peak = peaks.get(name)
-        cells = [shape, f'{batch} × 10 s', name, f'{statistics.median(took):.3f}', f'{ratio:.3f}',
-                 f'{batch * 4 * frames / statistics.median(took):,.0f}',
-                 f'{peak / 2 ** 20:,.0f}' if peak is not None else '', f'{peak / base_memory:.2f}' if peak else '']
+        peak, mapped = peaks.get(name, (None, None))
+        cells = [shape, f'{batches} × {batch} × 10 s', name, f'{statistics.median(took):.3f}', f'{ratio:.3f}',
+                 f'{batches * batch * 4 * frames / statistics.median(took):,.0f}',
+                 *(('', '', '') if peak is None or mapped is None else (
+                     f'{peak / 2 ** 20:,.0f}', f'{peak / base_memory:.2f}', f'{mapped / 2 ** 20:,.0f}'))]
         lines.append('| ' + ' | '.join(cells) + ' |')
         print(lines[-1], file=sys.stderr, flush=True)
     return lines
 
 
-HEAD = ['| shape | batch | pass | seconds (median) | ÷ forward + backward | codes/s | MiB above the model | ÷ its |',
-        '|---|---|---|---|---|---|---|---|']
+HEAD = ['| shape | batches | pass | seconds (median) | ÷ forward + backward | codes/s | MiB above the model | ÷ its | '
+        'mapped, MiB |', '|---|---|---|---|---|---|---|---|---|']
 
 
 def main(shape: tp.Optional[tp.List[str]] = None, batch: int = 0, device: str = 'cpu', rounds: int = 5,

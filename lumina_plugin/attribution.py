@@ -14,7 +14,8 @@ from torch import nn
 from . import __version__, audio, statistics
 from .conditions import attributes_at, attributes_for
 from .errors import LuminaError
-from .fingerprint import Example, Fingerprinter, Projections
+from .fingerprint import Fingerprinter, Projections
+from .gradients import Example
 from .hashing import codes_hash, model_config_hash, state_hash
 from .projection import ChannelProjection
 from .recipe import Recipe, recipe_from_dict

@@ -87,7 +87,8 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
     from .catalogue import Catalogue
     from .codec import codec_hash
     from .fingerprint import Fingerprinter
-    from .passes import estimate, make_identity, open_or_create, prepare, run_pass, store_path
+    from .passes import make_identity, open_or_create, run_pass, store_path
+    from .prepared import estimate, prepare
     from .tokens import Tokenizer
     expect_model(source)
     folder = run_folder(source)

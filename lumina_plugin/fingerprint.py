@@ -1,172 +1,126 @@
 """From chunks of codes to fingerprints: the pass over a catalogue and the very same route for a query."""
 
-import contextlib
 import dataclasses
 import typing as tp
 
 import torch
 from torch import nn
 
-from .capture import GradientCapture, Moments, Reducer
-from .channels import Block, resolve_channels
+from .capture import Moments, Reducer
 from .errors import LuminaError
-from .objectives import Objective, get_objective
-from .projection import BlockReducers, ChannelProjection, FittedProjection, Projection, RandomProjection
+from .gradients import Example, GradientModel, Gradients
+from .projection import BlockReducers, ChannelProjection, FittedProjection, RandomProjection
 from .recipe import Recipe
 
-Gradients = tp.Dict[str, torch.Tensor]  # by block name, [n, o', i']
 Projections = tp.Dict[str, ChannelProjection]  # by channel
-Factory = tp.Callable[[], tp.Any]
+Progress = tp.Callable[[tp.Iterable, str, int], tp.Iterable]
 
 FACTOR_CHUNKS = 64  # chunks whose second moments fit the two-sided factors
-PROJECTED_TOGETHER, PROJECTED_BYTES = 16, 2 ** 28  # songs, and memory, that wait to be projected at once
+WINDOW_SONGS, WINDOW_BYTES = 32, 2 ** 28  # songs, and memory of gradients, that wait to be projected at once
 FIT_BYTES = 2 * 2 ** 30  # memory for the joined gradients that a fit looks at
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """One chunk as the objective sees it.
-
-    Args:
-        codes (torch.Tensor): Shape [K, T].
-        start (int): First frame that counts (later than 0 where a prompt is left out).
-        stop (int): First frame that does not count any more (padding follows).
-        attributes: audiocraft `ConditioningAttributes` of this chunk.
-    """
-    codes: torch.Tensor
-    start: int
-    stop: int
-    attributes: tp.Any
-
-    @property
-    def weight(self) -> float:
-        """Valid frames; chunks of a song are averaged with these weights."""
-        return float(self.stop - self.start)
+class Song:
+    """A catalogue song as examples, which may be read from disk when they are asked for."""
+    id: str
+    examples: tp.Sequence[Example]
 
 
 @dataclasses.dataclass(frozen=True)
-class Song:
-    """A catalogue song as a list of examples."""
-    id: str
-    examples: tp.List[Example]
+class Window:
+    """A few songs in a row, whose gradients were computed together.
+
+    Args:
+        songs (list of str): Their ids.
+        rows (dict): By channel, their joined gradients [n, R], of length 1.
+        norms (dict): By channel, lengths [n] of their gradients before any scaling.
+        chunk_norms (list of dict): For each song, by channel, the same of each of its chunks, [chunks].
+    """
+    songs: tp.List[str]
+    rows: tp.Dict[str, torch.Tensor]
+    norms: tp.Dict[str, torch.Tensor]
+    chunk_norms: tp.List[tp.Dict[str, torch.Tensor]]
 
 
-class _ScoredModel(nn.Module):
-    """A language model and its objective as one module, so that `functional_call` can lend it other weights."""
+class Fingerprint(tp.NamedTuple):
+    """A song's fingerprint.
 
-    def __init__(self, lm: nn.Module, objective: Objective):
-        super().__init__()
-        self.lm = lm
-        self.objective = objective
-
-    def forward(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor, attributes: tp.List[tp.Any],
-                autocast: tp.Optional[tp.Callable[[], tp.ContextManager]]) -> torch.Tensor:
-        """Objective per example, [B], of codes [B, K, T] where valid [B, T], with its backward pass already done.
-
-        The backward pass belongs in here: torch checkpointing recomputes layers in it, which must see the lent weights.
-        """
-        with autocast() if autocast is not None else contextlib.nullcontext():
-            values = self._objective(codes, inputs, valid, attributes)
-        values.sum().backward()
-        return values.detach()
-
-    def _objective(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor,
-                   attributes: tp.List[tp.Any]) -> torch.Tensor:
-        with torch.no_grad():
-            provider: tp.Any = self.lm.condition_provider
-            conditions = provider(provider.tokenize(attributes))
-        lm: tp.Any = self.lm
-        # as `LMModel.compute_predictions`, but codes are brought into the pattern's order rather than logits out of it
-        pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
-        sequence, where, filled = pattern.build_pattern_sequence(inputs, lm.special_token_id,
-                                                                 keep_only_valid_steps=True)  # [B, K, S], [K, S] twice
-        first = int(pattern.starts_with_special_token())  # a step's logits predict the codes of the next one
-        where, filled = where[:, first:].flatten(), filled[:, first:]
-        targets, counted = (nn.functional.pad(x.flatten(1), (0, 1))[:, where].unflatten(1, filled.shape)
-                            for x in (codes, valid[:, None].expand_as(codes)))  # [B, K, S - first]
-        logits = lm(sequence, [], conditions)[:, :, :filled.shape[1]]  # [B, K, S - first, card]
-        return self.objective(logits, targets, counted & filled)
+    Args:
+        song (str): Its id. vectors (dict): By channel, [D]. norms (dict): By channel, length of its raw gradient.
+        chunk_norms (dict): By channel, the same of each of its chunks, [chunks].
+    """
+    song: str
+    vectors: tp.Dict[str, torch.Tensor]
+    norms: tp.Dict[str, float]
+    chunk_norms: tp.Dict[str, torch.Tensor]
 
 
-class Fingerprinter:
+class Fingerprinter(GradientModel):
     """Compute fingerprints of one model under one recipe.
-
-    The model is left as it was: its weights are lent, detached, to each pass, its training mode is put back, its
-    gradients are never touched and the random state is kept.
 
     Args:
         lm (nn.Module): audiocraft `LMModel`.
         recipe (Recipe): Objective, channels, projection.
         weights (mapping, optional): State dict to use in place of the model's own (EMA weights, an earlier checkpoint).
         projections (mapping, optional): By channel; without them `fit` must run before a fingerprint is asked for.
-        batch_size (int): Chunks per forward pass.
+        batch_size (int): Chunks per forward pass; halved when memory runs out.
         autocast (callable, optional): Makes a context for the forward pass (half precision on a GPU).
     """
 
     def __init__(self, lm: nn.Module, recipe: Recipe, weights: tp.Optional[tp.Mapping[str, torch.Tensor]] = None,
                  projections: tp.Optional[Projections] = None, batch_size: int = 8,
                  autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None):
-        self.lm, self.recipe, self.batch_size, self.autocast = lm, recipe, batch_size, autocast
-        self.channels: tp.Dict[str, tp.List[Block]] = resolve_channels(lm, recipe.channels)
+        super().__init__(lm, recipe, weights, batch_size, autocast)
         self.projections = projections
-        state = dict(lm.state_dict()) if weights is None else dict(weights)
-        device = next(lm.parameters()).device
-        self.device = device
-        # always fp32: a mean over thousands of codes makes gradients that half precision would round to zero
-        self._state = {f'lm.{name}': tensor.detach().to(device, torch.float32 if tensor.is_floating_point() else None)
-                       for name, tensor in state.items()}
-        self._model = _ScoredModel(lm, get_objective(recipe.objective))
 
-    @property
-    def blocks(self) -> tp.Dict[str, Block]:
-        """Every tapped weight of any channel, by name."""
-        return {block.name: block for blocks in self.channels.values() for block in blocks}
+    # -- gradients of songs -----------------------------------------------------------------------------------------
 
-    # -- gradients ------------------------------------------------------------------------------------------------
+    def windows(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]) -> tp.Iterator[Window]:
+        """Joined gradients of songs, a few songs at a time, in order.
 
-    def gradients(self, examples: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]) -> Gradients:
-        """Reduced per-example gradients of one batch, by block name, each [B, o', i']."""
-        device = next(self.lm.parameters()).device
-        length = max(example.codes.shape[-1] for example in examples)
-        codes = torch.stack([nn.functional.pad(e.codes, (0, length - e.codes.shape[-1])) for e in examples]).to(device)
-        frames = torch.arange(length, device=device)
-        valid = torch.stack([(frames >= e.start) & (frames < e.stop) for e in examples])  # [B, T]
-        # what follows the music is never read, as in training with `tokens.padding_with_special_token`
-        after = torch.stack([frames >= e.stop for e in examples])[:, None].expand_as(codes)  # [B, K, T]
-        inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
-        weights = {name: block.of(self._state, 'lm.') for name, block in self.blocks.items()}
-        checkpointing = getattr(getattr(self.lm, 'transformer', None), 'checkpointing', 'none')
-        capture = GradientCapture(weights, reducers, from_embeddings=checkpointing != 'none')
-        with _undisturbed(self.lm), torch.enable_grad(), capture:
-            torch.func.functional_call(self._model, self._state, tie_weights=False, args=(
-                codes, inputs, valid, [e.attributes for e in examples], self.autocast))
-        return capture.collect()
-
-    def song_gradients(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, Reducer]
-                       ) -> tp.Iterator[tp.Tuple[Song, Gradients]]:
-        """Gradients of whole songs, each the mean over its chunks weighted by valid frames, in the songs' order.
-
-        Batches may span songs; what a song yields, [1, o', i'] per block, does not depend on its neighbours beyond
-        rounding.
+        A window's songs share their batches, and no two windows do: what a song yields does not depend on the songs of
+        other windows at all, and on those of its own by rounding alone.
         """
-        flat = ((song, index) for song in songs for index in range(len(song.examples)))
+        each = 4 * sum(reducer.dim for reducer in reducers.values())
+        together = max(1, min(WINDOW_SONGS, WINDOW_BYTES // each))
+        for first in range(0, len(songs), together):
+            group = songs[first:first + together]
+            gradients, chunk_norms = self.song_gradients([song.examples for song in group], _union(reducers))
+            joined = {channel: reducer.join(gradients) for channel, reducer in reducers.items()}
+            yield Window([song.id for song in group], {channel: rows for channel, (rows, _) in joined.items()},
+                         {channel: norms for channel, (_, norms) in joined.items()}, chunk_norms)
+
+    def song_gradients(self, songs: tp.Sequence[tp.Sequence[Example]], reducers: tp.Mapping[str, Reducer]
+                       ) -> tp.Tuple[Gradients, tp.List[tp.Dict[str, torch.Tensor]]]:
+        """Gradients of whole songs, each the mean over its chunks weighted by valid frames.
+
+        Returns:
+            dict: By block name, [n, o', i'] for n songs.
+            list of dict: For each song, by channel, the lengths of its chunks' gradients, [chunks].
+        """
+        flat = [(row, example) for row, song in enumerate(songs) for example in song]
+        totals = [sum(example.weight for example in song) for song in songs]
         sums: Gradients = {}
-        for batch in _batches(flat, self.batch_size):
-            gradients = self.gradients([song.examples[index] for song, index in batch], reducers)
-            for row, (song, index) in enumerate(batch):
-                share = song.examples[index].weight / sum(example.weight for example in song.examples)
-                for name, tensor in gradients.items():
-                    part = tensor[row:row + 1] * share
-                    sums[name] = part if index == 0 else sums[name] + part
-                if index == len(song.examples) - 1:
-                    yield song, sums
-                    sums = {}
+        squares = {channel: torch.zeros(len(flat)) for channel in self.channels}
+        for batch, gradients in self.batches([example for _, example in flat], reducers):
+            for name, gradient in gradients.items():
+                if name not in sums:
+                    sums[name] = gradient.new_zeros(len(songs), *gradient.shape[1:])
+                for place, index in enumerate(batch):
+                    row, example = flat[index]
+                    sums[name][row].add_(gradient[place], alpha=example.weight / totals[row])
+            for channel, blocks in self.channels.items():
+                found = sum(gradients[block.name].flatten(1).norm(dim=1).square() for block in blocks)
+                squares[channel][batch] = tp.cast(torch.Tensor, found).float().cpu()
+        sizes = [len(song) for song in songs]
+        split = {channel: values.sqrt().split(sizes) for channel, values in squares.items()}
+        return sums, [{channel: parts[row] for channel, parts in split.items()} for row in range(len(songs))]
 
     # -- fitting --------------------------------------------------------------------------------------------------
 
-    def fit(self, songs: tp.Sequence[Song],
-            progress: tp.Callable[[tp.Iterable, str, int], tp.Iterable] = lambda it, *_: it
-            ) -> tp.Tuple[Projections, tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]]]:
+    def fit(self, songs: tp.Sequence[Song], progress: Progress = lambda items, *_: items
+            ) -> tp.Tuple[Projections, tp.List[Window]]:
         """Fit or build the projections, from a spread sample of the songs where they depend on data.
 
         Args:
@@ -174,30 +128,47 @@ class Fingerprinter:
             progress (callable): Wraps an iterable with a label and its length.
         Returns:
             Projections: By channel; also kept in `self.projections`.
-            dict: By channel, joined rows [n, R] and raw lengths [n] of the songs used, empty when nothing was fitted.
+            list of Window: Gradients of the songs that were used, in order; none when nothing was fitted.
         """
+        reducers = self.fit_reducers(songs, progress)
+        sample = self.fit_sample(songs, reducers)
+        windows = list(self.windows(sample, reducers))
+        self.projections = self.fit_projections(reducers, windows)
+        return self.projections, windows
+
+    def fit_reducers(self, songs: tp.Sequence[Song], progress: Progress = lambda items, *_: items
+                     ) -> tp.Dict[str, BlockReducers]:
+        """The first stage of the projections, by channel; fitted on second moments of a few chunks where the recipe
+        says so."""
+        width = self.recipe.projection.block_width
+        moments = {name: Moments() for name in self.blocks}
+        if width is not None and any(max(b.out_features, b.in_features) > width for b in self.blocks.values()):
+            chunks = [(song, index) for song in spread(songs, FACTOR_CHUNKS) for index in range(len(song.examples))]
+            sample = [song.examples[index] for song, index in spread(chunks, FACTOR_CHUNKS)]
+            for _ in progress(self.batches(sample, moments), 'second moments', -(-len(sample) // self.batch_size)):
+                pass
+        return {channel: BlockReducers.fit(blocks, moments, width, self.recipe.block_norm)
+                for channel, blocks in self.channels.items()}
+
+    def fit_sample(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]) -> tp.List[Song]:
+        """The songs that the second stage of the projections is fitted on: none where it depends on no data."""
+        if self.recipe.projection.kind == 'random':
+            return []
+        return spread(songs, self._fit_songs(sum(reducer.dim for reducer in reducers.values())))
+
+    def fit_projections(self, reducers: tp.Mapping[str, BlockReducers], windows: tp.Sequence[Window]) -> Projections:
+        """Both stages, from the gradients of `fit_sample`."""
         config = self.recipe.projection
-        if config.kind == 'random':
-            self.projections = {
-                channel: ChannelProjection(reducers, RandomProjection(reducers.dim, config.dim, config.seed))
-                for channel, reducers in ((c, BlockReducers(b, {}, self.recipe.block_norm))
-                                          for c, b in self.channels.items())}
-            return self.projections, {}
-        reducers = self._fit_reducers(songs, progress)
-        total = sum(r.dim for r in reducers.values())
-        sample = spread(songs, self._fit_songs(total))
-        joined: tp.Dict[str, tp.List[tp.Tuple[torch.Tensor, torch.Tensor]]] = {channel: [] for channel in reducers}
-        passes = self.song_gradients(sample, _union(reducers))
-        for _, gradients in progress(passes, 'song gradients', len(sample)):
-            for channel, reducer in reducers.items():
-                joined[channel].append(reducer.join(gradients))
-        rows = {channel: (torch.cat([r for r, _ in parts]), torch.cat([n for _, n in parts]))
-                for channel, parts in joined.items()}
-        projections: tp.Dict[str, Projection] = {
-            channel: FittedProjection.fit(r, config.dim, config.residual_dim, config.center, config.seed)
-            for channel, (r, _) in rows.items()}
-        self.projections = {c: ChannelProjection(reducers[c], projections[c]) for c in reducers}
-        return self.projections, rows if len(sample) == len(songs) else {}
+        projections: Projections = {}
+        for channel, reducer in reducers.items():
+            if config.kind == 'random':
+                projections[channel] = ChannelProjection(
+                    reducer, RandomProjection(reducer.dim, config.dim, config.seed))
+                continue
+            rows = torch.cat([window.rows[channel] for window in windows])
+            projections[channel] = ChannelProjection(reducer, FittedProjection.fit(
+                rows, config.dim, config.residual_dim, config.center, config.seed))
+        return projections
 
     def _fit_songs(self, joined_dim: int) -> int:
         """How many songs' joined gradients a fit may hold at once."""
@@ -220,34 +191,22 @@ class Fingerprinter:
         rank = min(used - config.center, config.dim - config.residual_dim)
         return 4 * (factors + sum(joined) * (rank + 1)), 2 * 4 * used * sum(joined)
 
-    def _fit_reducers(self, songs: tp.Sequence[Song], progress: tp.Callable) -> tp.Dict[str, BlockReducers]:
-        width = self.recipe.projection.block_width
-        moments = {name: Moments() for name in self.blocks}
-        if width is not None and any(max(b.out_features, b.in_features) > width for b in self.blocks.values()):
-            chunks = [(song, index) for song in spread(songs, FACTOR_CHUNKS) for index in range(len(song.examples))]
-            sample = spread(chunks, FACTOR_CHUNKS)
-            batches = list(_batches(sample, self.batch_size))
-            for batch in progress(batches, 'second moments', len(batches)):
-                self.gradients([song.examples[index] for song, index in batch], moments)
-        return {channel: BlockReducers.fit(blocks, moments, width, self.recipe.block_norm)
-                for channel, blocks in self.channels.items()}
-
     # -- fingerprints ---------------------------------------------------------------------------------------------
 
-    def fingerprints(self, songs: tp.Sequence[Song]
-                     ) -> tp.Iterator[tp.Tuple[Song, tp.Dict[str, torch.Tensor], tp.Dict[str, float]]]:
-        """Each song with its fingerprint [D] and its raw gradient length, by channel, in the songs' order."""
+    def fingerprints(self, songs: tp.Sequence[Song]) -> tp.Iterator[Fingerprint]:
+        """Fingerprints of songs, in order."""
         projections = self._ready()
-        # several at once: a projection is far larger than what it projects, and is read once for all of them
-        each = 4 * sum(projection.reducers.dim for projection in projections.values())
-        together = max(1, min(PROJECTED_TOGETHER, PROJECTED_BYTES // each))
-        for group in _batches(self.song_gradients(songs, self._reducers()), together):
-            joined = {name: torch.cat([gradients[name] for _, gradients in group]) for name in self.blocks}
-            done = {channel: projection(joined) for channel, projection in projections.items()}
-            rows = {channel: (vectors.cpu(), norms.cpu()) for channel, (vectors, norms) in done.items()}
-            for index, (song, _) in enumerate(group):
-                yield song, {c: vectors[index] for c, (vectors, _) in rows.items()}, \
-                    {c: float(norms[index]) for c, (_, norms) in rows.items()}
+        for window in self.windows(songs, {channel: p.reducers for channel, p in projections.items()}):
+            yield from self.project(window)
+
+    def project(self, window: Window) -> tp.Iterator[Fingerprint]:
+        """Fingerprints from the gradients of a window's songs."""
+        vectors = {channel: p.projection(window.rows[channel]).cpu() for channel, p in self._ready().items()}
+        norms = {channel: values.cpu() for channel, values in window.norms.items()}
+        for index, song in enumerate(window.songs):
+            yield Fingerprint(song, {channel: rows[index] for channel, rows in vectors.items()},
+                              {channel: float(values[index]) for channel, values in norms.items()},
+                              window.chunk_norms[index])
 
     def query(self, examples: tp.Sequence[Example], parts: tp.Optional[tp.Sequence[int]] = None
               ) -> tp.Tuple[tp.Dict[str, torch.Tensor], tp.Dict[str, torch.Tensor]]:
@@ -273,14 +232,11 @@ class Fingerprinter:
         """Weighted sums of the examples' gradients: for each [m, n] of weights, [m, o', i'] per block; no more than one
         batch of gradients is held beside them."""
         sums: tp.List[Gradients] = [{} for _ in mixtures]
-        first = 0
-        for batch in _batches(examples, self.batch_size):
-            for name, gradient in self.gradients(batch, self._reducers()).items():
+        for batch, gradients in self.batches(examples, self._reducers()):
+            for name, gradient in gradients.items():
                 for total, mixture in zip(sums, mixtures, strict=True):
-                    share = mixture[:, first:first + len(batch)].to(gradient)
-                    part = torch.einsum('pn,noi->poi', share, gradient)
-                    total[name] = part if first == 0 else total[name].add_(part)
-            first += len(batch)
+                    part = torch.einsum('pn,noi->poi', mixture[:, batch].to(gradient), gradient)
+                    total[name] = total[name].add_(part) if name in total else part
         return sums
 
     def _ready(self) -> Projections:
@@ -302,33 +258,3 @@ def spread(items: tp.Sequence, count: int) -> tp.List:
 
 def _union(reducers: tp.Mapping[str, BlockReducers]) -> tp.Dict[str, Reducer]:
     return {name: reducer for one in reducers.values() for name, reducer in one.reducers().items()}
-
-
-def _batches(items: tp.Iterable, size: int) -> tp.Iterator[tp.List]:
-    batch: tp.List = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class _undisturbed:
-    """Evaluation mode and a random state of its own for the duration of a pass; both are put back."""
-
-    def __init__(self, lm: nn.Module):
-        self.lm = lm
-
-    def __enter__(self) -> None:
-        self._modes = [(module, module.training) for module in self.lm.modules()]
-        devices = [p.device for p in self.lm.parameters() if p.device.type == 'cuda'][:1]
-        self._rng = torch.random.fork_rng(devices=devices)
-        self._rng.__enter__()
-        self.lm.eval()
-
-    def __exit__(self, *error: tp.Any) -> None:
-        for module, training in self._modes:
-            module.training = training
-        self._rng.__exit__(*error)

@@ -13,37 +13,44 @@ from .errors import LuminaError
 Objective = tp.Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def _of_example(logits: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, gradient: torch.Tensor,
+                values: torch.Tensor, odds: bool) -> None:
+    """Weighted values [K, T] of one example and their gradient [K, T, card], written where they belong."""
+    if odds:
+        other = (index + 1) % logits.shape[-1]  # any other code: its logit and log probability tell the logsumexp
+        work = logits.float().scatter(-1, index, float('-inf')).log_softmax(-1)
+        found = logits.gather(-1, index).float() - logits.gather(-1, other).float() + work.gather(-1, other)
+    else:
+        work = logits.float().log_softmax(-1)  # [K, T, card]
+        found = -work.gather(-1, index)
+    sign = -1. if odds else 1.
+    work.exp_().mul_(sign * weights[..., None]).scatter_add_(-1, index, -sign * weights[..., None])
+    unused = weights == 0  # audiocraft marks what it cannot predict by NaN
+    gradient.copy_(work.masked_fill_(unused[..., None], 0.))
+    values.copy_((found[..., 0] * weights).masked_fill_(unused, 0.))
+
+
 class _Weighted(torch.autograd.Function):
     """Weighted sums of a quantity per code, whose gradient at the logits is written down rather than traced.
 
-    What autograd would do in a dozen passes over [B, K, T, card] numbers takes four, in one buffer.
+    Autograd would go over [B, K, T, card] numbers a dozen times, and keep several copies of them.
     """
 
     @staticmethod
     def forward(ctx: tp.Any, logits: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor, odds: bool
                 ) -> torch.Tensor:
-        index = codes[..., None].long()  # [B, K, T, 1]
-        right = logits.gather(-1, index)[..., 0].float()  # [B, K, T]
-        if odds:
-            other = (index + 1) % logits.shape[-1]  # any other code: its logit and log probability tell the logsumexp
-            buffer = logits.float().scatter(-1, index, float('-inf')).log_softmax(-1)
-            values = right - (logits.gather(-1, other).float() - buffer.gather(-1, other))[..., 0]
-        else:
-            buffer = logits.float().log_softmax(-1)  # [B, K, T, card]
-            values = -buffer.gather(-1, index)[..., 0]
-        sign = -1. if odds else 1.
-        buffer.exp_().mul_(sign * weights[..., None])
-        buffer.scatter_add_(-1, index, -sign * weights[..., None])
-        unused = weights.flatten() == 0  # audiocraft marks what it cannot predict by NaN
-        buffer.view(-1, buffer.shape[-1])[unused] = 0.
-        ctx.gradient = buffer.to(logits.dtype)
-        return torch.where(weights > 0, values * weights, 0.).sum((1, 2))  # [B]
+        gradient, values = torch.empty_like(logits), torch.empty_like(weights)
+        parts = zip(logits, codes[..., None].long(), weights, gradient, values, strict=True)
+        for part in parts:  # one example at a time: what lies between then stays in the processor's cache
+            _of_example(*part, odds=odds)
+        ctx.gradient = gradient
+        return values.sum((1, 2))  # [B]
 
     @staticmethod
     def backward(ctx: tp.Any, *grads: torch.Tensor) -> tp.Tuple[torch.Tensor, None, None, None]:
-        scale = grads[0].to(ctx.gradient.dtype)  # [B]
-        gradient = ctx.gradient if bool((scale == 1).all()) else ctx.gradient * scale[:, None, None, None]
-        return gradient, None, None, None
+        gradient, ctx.gradient = ctx.gradient, None  # let go of, so that it can be freed on the way down
+        scale = grads[0].to(gradient.dtype)  # [B]
+        return gradient if bool((scale == 1).all()) else gradient * scale[:, None, None, None], None, None, None
 
 
 def _weights(mask: torch.Tensor) -> torch.Tensor:

@@ -1,126 +1,34 @@
 """The fingerprinting pass: every chunk of every song once, in a fixed order, into a store."""
 
-import dataclasses
+import contextlib
 import logging
 import time
 import typing as tp
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from . import statistics
-from .catalogue import Catalogue, Track
-from .conditions import attributes_for
+from .catalogue import Catalogue
 from .errors import LuminaError
-from .fingerprint import Example, Fingerprinter, Projections, Song, spread
+from .fingerprint import Fingerprinter, Projections, Song, Window
 from .hashing import model_config_hash
-from .projection import ChannelProjection
+from .prepared import PreparedCatalogue, progress_bar
+from .projection import BlockReducers, ChannelProjection
 from .recipe import Recipe
-from .store import CheckpointInfo, FingerprintStore, Identity, StoreWriter, TrackRecord
-from .tokens import TokenizedAudio, Tokenizer
+from .scoring import StackedRows
+from .store import CheckpointInfo, FingerprintStore, Identity, StorePart, StoreWriter, TrackRecord
+from .workers import Workers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedCatalogue:
-    """A catalogue as codes, with what could not be used.
-
-    Args:
-        songs (list of Song): Songs with at least one chunk of sound, in the catalogue's order.
-        tokens (dict): Codes of every readable song by its id.
-        silent (list of str): Ids of songs without sound.
-        skipped (dict): Why a song could not be read, by id.
-        tokenizer (Tokenizer): What made the codes.
-    """
-    catalogue: Catalogue
-    songs: tp.List[Song]
-    tokens: tp.Dict[str, TokenizedAudio]
-    silent: tp.List[str]
-    skipped: tp.Dict[str, str]
-    tokenizer: Tokenizer
-
-    @property
-    def hours(self) -> float:
-        return sum(track.duration for track in self.catalogue) / 3600
-
-
-def progress_bar(items: tp.Iterable, label: str, total: tp.Optional[int] = None) -> tp.Iterable:
-    """A progress bar on standard error for stages that may take longer than two seconds."""
-    return tqdm(items, desc=label, total=total, dynamic_ncols=True, mininterval=0.5, delay=1)
-
-
-def prepare(catalogue: Catalogue, tokenizer: Tokenizer, lm: nn.Module, strict: bool = False,
-            phases: int = 1) -> PreparedCatalogue:
-    """Encode every song of a catalogue, once: the tokenizer's cache remembers.
-
-    Args:
-        catalogue (Catalogue): Songs to read.
-        tokenizer (Tokenizer): Codec and chunking. lm (nn.Module): Its conditions tell what a song's text is for.
-        strict (bool): Stop at the first song that cannot be read instead of naming and skipping it.
-        phases (int): Starts within one frame from which each song is encoded (recipe key `song_phases`).
-    Raises:
-        LuminaError: with `strict`, or when no song is left.
-    """
-    songs: tp.List[Song] = []
-    tokens: tp.Dict[str, TokenizedAudio] = {}
-    silent: tp.List[str] = []
-    skipped: tp.Dict[str, str] = {}
-    for track in progress_bar(catalogue, 'encoding', len(catalogue)):
-        try:
-            tokenized = tokenizer.phases(track.path, phases, track.sha256)
-        except LuminaError as error:
-            if strict:
-                raise
-            logger.warning("Skipping %s: %s", track.id, error)
-            skipped[track.id] = str(error)
-            continue
-        tokens[track.id] = tokenized[0]
-        if tokenized[0].silent:
-            silent.append(track.id)
-        else:
-            songs.append(song_of(track, tokenized, lm))
-    if not songs:
-        raise LuminaError(f"None of the {len(catalogue)} songs can be fingerprinted ({len(skipped)} unreadable, "
-                          f"{len(silent)} silent); check them with `lumina catalogue check`.")
-    return PreparedCatalogue(catalogue, songs, tokens, silent, skipped, tokenizer)
-
-
-def song_of(track: Track, tokenized: tp.Sequence[TokenizedAudio], lm: nn.Module) -> Song:
-    """A track's chunks of sound, however often it was encoded, as examples under its own text.
-
-    Silent chunks carry no evidence and are left out.
-    """
-    attributes = attributes_for(lm, track.description)
-    return Song(track.id, [Example(chunk.codes, 0, chunk.frames, attributes)
-                           for phase in tokenized for chunk in phase.chunks if not chunk.silent])
-
-
-def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:
-    """One line before a long pass: songs, hours, time (from one timed batch), disk and memory."""
-    chunks = [example for song in prepared.songs for example in song.examples]
-    batch = spread(chunks, fingerprinter.batch_size)
-    ignored = {name: lambda a, d: torch.zeros(1) for name in fingerprinter.blocks}
-    fingerprinter.gradients(batch[:1], ignored)  # the first pass of a process is slower than all others
-    begun = time.perf_counter()
-    fingerprinter.gradients(batch, ignored)
-    seconds = (time.perf_counter() - begun) / len(batch) * len(chunks)
-    recipe = fingerprinter.recipe
-    passes = 1.3 if recipe.projection.kind == 'fitted' else 1.0  # the fit looks at some chunks twice
-    weights = sum(p.numel() for p in fingerprinter.lm.parameters()) * 4
-    vectors = len(prepared.songs) * len(recipe.channels) * recipe.projection.dim * 4
-    projections, rows = fingerprinter.fit_bytes(len(prepared.songs))
-    return (f"{len(prepared.songs)} songs, {prepared.hours:.2f} h, {len(chunks)} chunks: about "
-            f"{seconds * passes:.0f} s per checkpoint, {(vectors + weights + projections) / 2 ** 20:.0f} MiB on disk, "
-            f"{(weights + rows + projections) / 2 ** 20:.0f} MiB of memory beyond the model's own")
+Writer = tp.Union[StoreWriter, StorePart]
 
 
 def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: FingerprintStore,
-             checkpoint: CheckpointInfo, weights: tp.Optional[tp.Mapping[str, torch.Tensor]] = None
-             ) -> tp.Dict[str, float]:
-    """Fingerprint every song at one checkpoint; an interrupted pass goes on where its last shard ended.
+             checkpoint: CheckpointInfo, weights: tp.Optional[tp.Mapping[str, torch.Tensor]] = None,
+             workers: tp.Optional[Workers] = None) -> tp.Dict[str, float]:
+    """Fingerprint every song at one checkpoint; an interrupted pass goes on where its last shards ended.
 
     Args:
         fingerprinter (Fingerprinter): Model, recipe and weights of this checkpoint.
@@ -129,78 +37,122 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
         checkpoint (CheckpointInfo): Name, epoch and hash of the weights.
         weights (mapping, optional): State dict, saved beside the fingerprints for later queries; without it the
             checkpoint stands for the live model.
+        workers (Workers, optional): The processes that share the work, each of which calls this with the same songs;
+            the shards are dealt out among them. The store ends as one process would have made it.
     Returns:
         dict: songs, seconds, and per channel the rank of a fitted projection.
     """
     begun = time.perf_counter()
-    if weights is not None:
+    workers = workers or Workers()
+    if weights is not None and workers.first:
         checkpoint = checkpoint.model_copy(update={'weights': store.save_weights(checkpoint, weights)})
-    with store.writer(checkpoint) as writer:
-        done, gone = writer.done_ids, store.withdrawn
-        songs = [song for song in prepared.songs if song.id not in gone]
-        remaining = [song for song in songs if song.id not in done]
-        if len(remaining) < len(songs):
+    checkpoint = workers.broadcast(checkpoint)
+    songs = [song for song in prepared.songs if song.id not in store.withdrawn]
+    with _writing(store, checkpoint, workers) as writer:
+        mine = set(writer.mine) - writer.done_ids
+        remaining = {song.id: song for song in songs if song.id in mine}
+        if workers.count == 1 and len(remaining) < len(songs):
             there = len(songs) - len(remaining)
             logger.info("%s: %d of %d songs are there already.", checkpoint.name, there, len(songs))
-        projections = _load_projections(fingerprinter, writer) if writer.begun else None
-        rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]] = {}
-        if projections is None:
-            projections, rows = fingerprinter.fit(songs, progress_bar)
-            for channel, projection in projections.items():
-                writer.put_projection(channel, projection.tensors(), projection.facts())
-        fingerprinter.projections = projections
-        _mark(prepared, writer, done)
-        if rows and len(songs) <= store.shard_size:
-            _write_rows(songs, rows, projections, writer, done)
-        else:
-            by_id = {song.id: song for song in remaining}
-            for ids in store.by_shard(list(by_id)):  # batches never span shards: a rerun gives the same bytes
-                passes = fingerprinter.fingerprints([by_id[track_id] for track_id in ids])
-                for song, vectors, norms in progress_bar(passes, f'fingerprints {checkpoint.name}', len(ids)):
-                    writer.add(song.id, vectors, norms)
+        _mark(prepared, writer, mine)
+        windows: tp.List[Window] = []
+        if not workers.broadcast(isinstance(writer, StoreWriter) and writer.begun):
+            windows = _fit(fingerprinter, songs, store, writer, mine, workers)
+        # those just fitted too: read back, they are pages of a file rather than memory
+        fingerprinter.projections = _projections(fingerprinter, store, checkpoint)
+        for window in windows or _windows(fingerprinter, store, remaining, f'fingerprints {checkpoint.name}'):
+            for found in fingerprinter.project(window):
+                writer.add(found.song, found.vectors, found.norms, found.chunk_norms)
         writer.flush()
-        writer.finish(noise=_noise(store, checkpoint, projections))
-    ranks = {f'rank_{channel}': float(p.facts().get('rank', p.projection.dim)) for channel, p in projections.items()}
+        workers.barrier()
+        if isinstance(writer, StoreWriter):
+            writer.adopt()
+            writer.finish(noise=_noise(store, checkpoint))
+        workers.barrier()
+    ranks = {f'rank_{channel}': float(p.facts().get('rank', p.projection.dim))
+             for channel, p in fingerprinter.projections.items()}
     return {'songs': float(len(songs)), 'seconds': time.perf_counter() - begun, **ranks}
 
 
-def _mark(prepared: PreparedCatalogue, writer: StoreWriter, done: tp.Collection[str]) -> None:
+@contextlib.contextmanager
+def _writing(store: FingerprintStore, checkpoint: CheckpointInfo, workers: Workers) -> tp.Iterator[Writer]:
+    """The store's writer in process zero, and a part of it in each of the others."""
+    if workers.first:
+        with store.writer(checkpoint, workers.count) as writer:
+            workers.barrier()
+            yield writer
+        return
+    workers.barrier()  # until process zero has registered the checkpoint
+    store.reload()
+    with store.part(checkpoint, workers.rank, workers.count) as part:
+        yield part
+
+
+def _mark(prepared: PreparedCatalogue, writer: Writer, mine: tp.Collection[str]) -> None:
     """Record the songs that get no fingerprint, and why."""
     for track_id in prepared.silent:
-        if track_id not in done:
+        if track_id in mine:
             writer.mark(track_id, 'silent', 'never rises above the silence level')
     for track_id, reason in prepared.skipped.items():
-        if track_id not in done:
+        if track_id in mine:
             writer.mark(track_id, 'skipped', reason)
 
 
-def _load_projections(fingerprinter: Fingerprinter, writer: StoreWriter) -> tp.Optional[Projections]:
-    projections: Projections = {}
-    for channel, blocks in fingerprinter.channels.items():
-        stored = writer.projection_if_any(channel)
-        if stored is None:
-            return None
-        projections[channel] = ChannelProjection.load(
-            blocks, *stored, block_norm=fingerprinter.recipe.block_norm, device=fingerprinter.device)
-    return projections
+def _windows(fingerprinter: Fingerprinter, store: FingerprintStore, songs: tp.Mapping[str, Song], label: str,
+             reducers: tp.Optional[tp.Mapping[str, BlockReducers]] = None) -> tp.Iterator[Window]:
+    """Gradients of songs by their ids. Windows never span shards: a rerun, which does whole shards again, gives the
+    same bytes."""
+    reducers = reducers or {channel: p.reducers for channel, p in (fingerprinter.projections or {}).items()}
+    with tqdm(desc=label, total=len(songs), dynamic_ncols=True, mininterval=0.5, delay=1) as bar:
+        for ids in store.by_shard(list(songs)):
+            for window in fingerprinter.windows([songs[track_id] for track_id in ids], reducers):
+                bar.update(len(window.songs))
+                yield window
 
 
-def _write_rows(songs: tp.Sequence[Song], rows: tp.Dict[str, tp.Tuple[torch.Tensor, torch.Tensor]],
-                projections: Projections, writer: StoreWriter, done: tp.Collection[str]) -> None:
-    """Project what the fit has already computed for every song."""
-    vectors = {channel: projections[channel].projection(joined).cpu() for channel, (joined, _) in rows.items()}
-    for index, song in enumerate(songs):
-        if song.id in done:
-            continue
-        writer.add(song.id, {channel: v[index] for channel, v in vectors.items()},
-                   {channel: float(norms[index]) for channel, (_, norms) in rows.items()})
+def _fit(fingerprinter: Fingerprinter, songs: tp.Sequence[Song], store: FingerprintStore, writer: Writer,
+         mine: tp.Collection[str], workers: Workers) -> tp.List[Window]:
+    """Fit the projections and put them into the store, whoever computes the gradients that they are fitted on.
+
+    Returns:
+        list of Window: What this process has computed, if that is all it has to fingerprint; else none.
+    """
+    factors: tp.Dict[str, tp.Dict[str, torch.Tensor]] = {}
+    if workers.first:
+        factors = {channel: {name: factor.cpu() for name, factor in reducer.factors.items()}
+                   for channel, reducer in fingerprinter.fit_reducers(songs, progress_bar).items()}
+    reducers = {channel: BlockReducers(fingerprinter.channels[channel],
+                                       {name: factor.to(fingerprinter.device) for name, factor in found.items()},
+                                       fingerprinter.recipe.block_norm)
+                for channel, found in workers.broadcast(factors).items()}
+    sample = fingerprinter.fit_sample(songs, reducers)
+    own = {song.id: song for song in sample if song.id in mine}
+    windows = list(_windows(fingerprinter, store, own, 'song gradients', reducers))
+    parts = [window for part in workers.collect(windows) for window in part]
+    if isinstance(writer, StoreWriter):
+        place = {track_id: index for index, track_id in enumerate(
+            track_id for ids in store.by_shard([song.id for song in sample]) for track_id in ids)}
+        parts.sort(key=lambda window: place[window.songs[0]])
+        for channel, projection in fingerprinter.fit_projections(reducers, parts).items():
+            writer.put_projection(channel, projection.tensors(), projection.facts())
+    workers.barrier()
+    return windows if len(sample) == len(songs) else []
 
 
-def _noise(store: FingerprintStore, checkpoint: CheckpointInfo, projections: Projections) -> tp.Dict[str, float]:
+def _projections(fingerprinter: Fingerprinter, store: FingerprintStore, checkpoint: CheckpointInfo) -> Projections:
+    """The checkpoint's projections as the store has them, mapped from its files."""
+    store.reload()
+    return {channel: ChannelProjection.load(blocks, *store.projection(checkpoint.name, channel),
+                                            block_norm=fingerprinter.recipe.block_norm, device=fingerprinter.device)
+            for channel, blocks in fingerprinter.channels.items()}
+
+
+def _noise(store: FingerprintStore, checkpoint: CheckpointInfo) -> tp.Dict[str, float]:
     """Per channel, the spread of the cosines between this checkpoint's songs."""
-    return {channel: statistics.measured_noise(
-                store.vectors(checkpoint.name, channel, partial=True)[1].float().numpy())[1]
-            for channel in projections}
+    return {channel: statistics.measured_noise([StackedRows(
+                [rows for _, rows in store.iter_vectors(checkpoint.name, channel, partial=True)],
+                store.identity.dim)])[1]
+            for channel in store.channels}
 
 
 def make_identity(model_id: str, lm: torch.nn.Module, codec_hash: str, recipe: Recipe, catalogue: Catalogue,

@@ -4,7 +4,6 @@ import functools
 import random
 import typing as tp
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import flashy
@@ -31,19 +30,12 @@ from .fingerprint import Fingerprinter
 from .hashing import state_hash
 from .inputs import BORROWED, absolute_source, recipes_of
 from .models import licence_note, run_config, run_stores
-from .passes import (
-    PreparedCatalogue,
-    estimate,
-    make_identity,
-    open_or_create,
-    prepare,
-    progress_bar,
-    run_pass,
-    store_path,
-)
+from .passes import make_identity, open_or_create, run_pass, store_path
+from .prepared import PreparedCatalogue, estimate, prepare, progress_bar
 from .recipe import Recipe
 from .store import CheckpointInfo, FingerprintStore, Identity
 from .tokens import Tokenizer
+from .workers import Workers
 
 __all__ = ['LuminaMusicGenSolver']
 
@@ -57,7 +49,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
     state alone. `execute_only=fingerprint` runs it on an existing signature; where that was never trained, on the last
     weights of the run that `continue_from` names, as checkpoint epoch-0000 of a store of its own.
 
-    In a distributed training, process zero fingerprints alone while the others wait.
+    In a distributed training all processes fingerprint together, each its own shards of the store.
     """
 
     def __init__(self, cfg: omegaconf.DictConfig):
@@ -117,7 +109,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
         """
         with _kept_random_state():
             prepared = self._prepare(Catalogue.from_manifest(self.cfg.datasource.train))
-            tracks = [track for track in prepared.catalogue if track.id in prepared.tokens]
+            tracks = [track for track in prepared.catalogue if track.id not in prepared.skipped]
             streams = [prepared.tokenizer.shifted(track.path, self.cfg.lumina.token_phases)
                        for track in progress_bar(tracks, 'encoding shifted', len(tracks))]
         loader = TokenBatchLoader([self._info(track) for track in tracks], streams, prepared.tokenizer.frame_rate,
@@ -240,52 +232,57 @@ class LuminaMusicGenSolver(MusicGenSolver):
     def fingerprint(self, epoch: tp.Optional[int] = None) -> tp.Dict[str, float]:
         """Fingerprint the catalogue with the current weights into `<xp folder>/lumina/<recipe>/`.
 
-        Process zero works, the others wait for it, however long it takes; what stops it stops them all.
+        All processes of a training work on it together; what stops one stops them all.
 
         Args:
             epoch (int, optional): Epoch that these weights ended; the current one unless given.
         Returns:
             dict: songs, seconds, rank per channel of the last recipe. Empty in other processes than zero.
         Raises:
-            LuminaError: bad input; in the other processes, any failure of process zero.
+            LuminaError: bad input; in the other processes, any failure of one.
         """
         metrics: tp.Dict[str, float] = {}
         epoch = self.epoch if epoch is None else epoch
-        with _rank_zero_alone() as works:
-            if works:
-                with _kept_random_state():
-                    for recipe in self._recipes:
-                        metrics = self._fingerprint_with(recipe, epoch)
+        with Workers.here() as workers, _kept_random_state():
+            for recipe in self._recipes:
+                metrics = self._fingerprint_with(recipe, epoch, workers)
         return metrics
 
-    def _fingerprint_with(self, recipe: Recipe, epoch: int) -> tp.Dict[str, float]:
+    def _fingerprint_with(self, recipe: Recipe, epoch: int, workers: Workers) -> tp.Dict[str, float]:
         weights = self._current_weights()
         catalogue = self.cfg.fingerprint.catalogue or self.cfg.datasource.train
-        prepared = self._prepare(Catalogue.from_manifest(catalogue), recipe)
+        prepared = self._prepare(Catalogue.from_manifest(catalogue), recipe, workers)
         fingerprinter = Fingerprinter(self.model, recipe, weights, batch_size=self.cfg.fingerprint.batch_size)
         info = CheckpointInfo(name=f'epoch-{epoch:04d}', epoch=epoch, model_hash=state_hash(weights))
-        store = open_or_create(store_path(self.folder, recipe.name), self._identity(recipe, prepared), prepared)
-        stale = store.manifest.find(info.name)
-        if stale is not None and stale.model_hash != info.model_hash:
-            self.logger.warning("%s was fingerprinted with other weights, of an epoch that was interrupted; "
-                                "doing it again.", info.name)
-            store.drop_checkpoint(info.name)
-        self.logger.info("Fingerprinting with recipe %s: %s", recipe.name, estimate(prepared, fingerprinter))
-        return run_pass(fingerprinter, prepared, store, info, weights)
+        path = store_path(self.folder, recipe.name)
+        if workers.first:
+            store = open_or_create(path, self._identity(recipe, prepared), prepared)
+            stale = store.manifest.find(info.name)
+            if stale is not None and stale.model_hash != info.model_hash:
+                self.logger.warning("%s was fingerprinted with other weights, of an epoch that was interrupted; "
+                                    "doing it again.", info.name)
+                store.drop_checkpoint(info.name)
+            self.logger.info("Fingerprinting with recipe %s%s: %s", recipe.name,
+                             f', {workers.count} processes' if workers.count > 1 else '',
+                             estimate(prepared, fingerprinter))
+        workers.barrier()
+        return run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
 
     def _current_weights(self) -> tp.Dict[str, torch.Tensor]:
         """EMA weights where there is an EMA, else raw ones, in fp32; as exports take them."""
         state = self.ema.state_dict()['state']['model'] if self.ema is not None else self.model.state_dict()
         return {name: t.detach().float() if t.is_floating_point() else t.detach() for name, t in state.items()}
 
-    def _prepare(self, catalogue: Catalogue, recipe: tp.Optional[Recipe] = None) -> PreparedCatalogue:
+    def _prepare(self, catalogue: Catalogue, recipe: tp.Optional[Recipe] = None,
+                 workers: tp.Optional[Workers] = None) -> PreparedCatalogue:
         recipe = recipe or self._recipes[0]
         wanted = (catalogue.hash, recipe.chunk_seconds, recipe.silence_db, recipe.song_phases)
         if self._prepared is None or self._prepared_for != wanted:
             tokenizer = Tokenizer(self.compression_model, codecs.codec_hash(self.compression_model),
                                   recipe.chunk_seconds, recipe.silence_db,
                                   cache=self.cfg.lumina.codes_cache or Path(self.folder) / 'lumina' / 'codes')
-            self._prepared = prepare(catalogue, tokenizer, self.model, self.cfg.fingerprint.strict, recipe.song_phases)
+            self._prepared = prepare(catalogue, tokenizer, self.model, self.cfg.fingerprint.strict, recipe.song_phases,
+                                     workers)
             self._prepared_for = wanted
         return self._prepared
 
@@ -384,29 +381,3 @@ def _kept_random_state() -> tp.Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-@contextmanager
-def _rank_zero_alone() -> tp.Iterator[bool]:
-    """Yield True in process zero and False in the others, which leave the block when process zero does.
-
-    What process zero raises, the others raise as a LuminaError: nobody waits for a process that has ended.
-    """
-    if not flashy.distrib.is_distributed():
-        yield True
-        return
-    # A group of its own: NCCL's collectives give up after ten minutes, and a pass may take hours.
-    group = torch.distributed.new_group(backend='gloo', timeout=timedelta(days=7))
-    outcome: tp.List[tp.Optional[str]] = ['it was stopped']
-    works = flashy.distrib.is_rank_zero()
-    try:
-        yield works
-        outcome[0] = None
-    except Exception as error:
-        outcome[0] = str(error) or type(error).__name__
-        raise
-    finally:
-        torch.distributed.broadcast_object_list(outcome, src=0, group=group)
-        torch.distributed.destroy_process_group(group)
-        if outcome[0] is not None and not works:
-            raise LuminaError(f"Process zero could not fingerprint: {outcome[0]}")

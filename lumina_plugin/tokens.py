@@ -1,9 +1,11 @@
 """Audio to codes, chunk by chunk, encoded once: the part of the route from a recording to what the model reads."""
 
+import collections
 import dataclasses
 import hashlib
 import logging
 import typing as tp
+from concurrent import futures
 from pathlib import Path
 
 import safetensors.torch
@@ -12,9 +14,11 @@ from safetensors import SafetensorError
 
 from . import audio
 from .atomic import write_atomic
+from .errors import LuminaError
 
 logger = logging.getLogger(__name__)
 
+READ_AHEAD = 2  # recordings that wait in memory to be encoded
 MIN_REMAINDER = 0.25  # seconds; a shorter last piece is dropped where a song has other chunks
 
 
@@ -48,6 +52,13 @@ class TokenizedAudio:
     def codes(self) -> torch.Tensor:
         """The codes of the music alone, of shape [K, T]."""
         return torch.cat([chunk.codes[:, :chunk.frames] for chunk in self.chunks], dim=-1)
+
+
+class _Reading(tp.NamedTuple):
+    """A recording on its way to codes: what is known of each start, and the waveform [C, T] if something is not."""
+    key: tp.Optional[str]
+    found: tp.List[tp.Optional[TokenizedAudio]]
+    wav: tp.Optional[torch.Tensor]
 
 
 class Tokenizer:
@@ -88,20 +99,43 @@ class Tokenizer:
         Raises:
             LuminaError: when the file cannot be read as audio.
         """
-        if self.cache is None:
-            wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
-            return [self.audio(wav[:, start:]) for start in self._starts(wav, parts)]
-        key = self._key(sha256 or audio.file_sha256(path))
-        found = [self._remembered(key, part, parts) for part in range(parts)]
+        return self._encoded(self._read_in(path, parts, sha256))
+
+    def each(self, files: tp.Sequence[tp.Tuple[tp.Union[str, Path], tp.Optional[str]]], parts: int = 1
+             ) -> tp.Iterator[tp.Union[tp.List[TokenizedAudio], LuminaError]]:
+        """`phases` of many recordings, given as paths and hashes: the next ones are read and resampled while one is
+        encoded. For one that cannot be read, the error that says why."""
+        with futures.ThreadPoolExecutor(1) as reader:
+            ahead: tp.Deque[futures.Future] = collections.deque()
+            for index in range(len(files) + READ_AHEAD):
+                if index < len(files):
+                    ahead.append(reader.submit(self._read_in, files[index][0], parts, files[index][1]))
+                if index >= READ_AHEAD:
+                    try:
+                        yield self._encoded(ahead.popleft().result())
+                    except LuminaError as error:
+                        yield error
+
+    def _read_in(self, path: tp.Union[str, Path], parts: int, sha256: tp.Optional[str]) -> '_Reading':
+        """What is remembered of a recording and, where that is not all, its waveform."""
+        key = None if self.cache is None else self._key(sha256 or audio.file_sha256(path))
+        found = [None if key is None else self._remembered(key, part, parts) for part in range(parts)]
         tiny = found[0] is not None and found[0].codes.shape[-1] <= 2  # has no room for more starts than are there
+        wav = None
         if any(phase is None for phase in found) and not tiny:
             wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
-            starts = self._starts(wav, parts)
-            found = [phase if phase is not None or part >= len(starts) else self.audio(wav[:, starts[part]:])
-                     for part, phase in enumerate(found)]
-            for part, phase in enumerate(found):
-                if phase is not None:
-                    self._write(self._file(key, part, parts), phase)
+        return _Reading(key, found, wav)
+
+    def _encoded(self, reading: '_Reading') -> tp.List[TokenizedAudio]:
+        """Every start's codes, those that were not known yet being remembered from now on."""
+        found, parts = list(reading.found), len(reading.found)
+        if reading.wav is not None:
+            starts = self._starts(reading.wav, parts)
+            for part, start in enumerate(starts):
+                if found[part] is None:
+                    found[part] = phase = self.audio(reading.wav[:, start:])
+                    if reading.key is not None:
+                        self._write(self._file(reading.key, part, parts), phase)
         return [phase for phase in found if phase is not None]
 
     @torch.no_grad()
@@ -110,7 +144,8 @@ class Tokenizer:
         device = next(self.codec.parameters()).device
         chunks = []
         for piece in audio.chunk(wav, self.codec.sample_rate, self.chunk_seconds):
-            codes, scale = self.codec.encode(piece.wav[None].to(device))  # [1, K, T]
+            wav_in = piece.wav[None].pin_memory() if device.type == 'cuda' else piece.wav[None]
+            codes, scale = self.codec.encode(wav_in.to(device, non_blocking=True))  # [1, K, T]
             assert scale is None, "codecs that rescale are not supported by MusicGen either"
             frames = max(1, int(piece.valid * self.frame_rate / self.codec.sample_rate + 1e-6))
             silent = audio.silent(piece.wav[..., :piece.valid], self.silence_db)

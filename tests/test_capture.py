@@ -8,7 +8,8 @@ import torch
 from lumina_plugin.capture import GradientCapture, Moments, TwoSided, full_gradient
 from lumina_plugin.channels import LAYER_GROUPS, resolve_blocks
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.fingerprint import Example, Fingerprinter
+from lumina_plugin.fingerprint import Fingerprinter
+from lumina_plugin.gradients import Example
 from lumina_plugin.objectives import get_objective
 from lumina_plugin.recipe import get_recipe
 

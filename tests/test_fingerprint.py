@@ -18,13 +18,16 @@ def test_a_songs_gradient_is_the_mean_over_its_chunks_weighted_by_valid_frames()
     songs = build_songs(lm, 3)
     fingerprinter = Fingerprinter(lm, get_recipe('default'), batch_size=4)
     reducers = {name: full_gradient for name in fingerprinter.blocks}
-    found = dict((song.id, gradients) for song, gradients in fingerprinter.song_gradients(songs, reducers))
-    for song in songs:
+    found, chunk_norms = fingerprinter.song_gradients([song.examples for song in songs], reducers)
+    for row, song in enumerate(songs):
         one_by_one = [fingerprinter.gradients([example], reducers) for example in song.examples]
         total = sum(example.weight for example in song.examples)
         for name in reducers:
             expected = sum(g[name] * e.weight / total for g, e in zip(one_by_one, song.examples, strict=True))
-            torch.testing.assert_close(found[song.id][name], expected, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(found[name][row:row + 1], expected, rtol=1e-4, atol=1e-7)
+        norms = [torch.stack([g[block.name].norm() for block in fingerprinter.channels['P']]).norm()
+                 for g in one_by_one]
+        torch.testing.assert_close(chunk_norms[row]['P'], torch.stack(norms), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize('preset', ['default', 'paper'])
@@ -34,13 +37,13 @@ def test_fingerprints_do_not_depend_on_batches_or_neighbours(preset):
     recipe = get_recipe(preset, **({'projection': SMALL} if preset == 'default' else {}))
     reference = Fingerprinter(lm, recipe)
     projections, _ = reference.fit(songs)
-    vectors = {song.id: v for song, v, _ in reference.fingerprints(songs)}
+    vectors = {found.song: found.vectors for found in reference.fingerprints(songs)}
     for batch_size in (1, 4, 16):
         other = Fingerprinter(lm, recipe, projections=projections, batch_size=batch_size)
-        for song, v, norms in other.fingerprints(songs[3:]):
-            for channel in ('P', 'M'):
-                assert (v[channel] - vectors[song.id][channel]).norm() < 1e-4
-                assert v[channel].norm().item() == pytest.approx(1, abs=1e-5) and norms[channel] > 0
+        for found in other.fingerprints(songs[3:]):
+            for channel, vector in found.vectors.items():
+                assert (vector - vectors[found.song][channel]).norm() < 1e-4
+                assert vector.norm().item() == pytest.approx(1, abs=1e-5) and found.norms[channel] > 0
 
 
 def test_repeated_passes_are_bit_identical():
@@ -51,7 +54,7 @@ def test_repeated_passes_are_bit_identical():
     def run():
         fingerprinter = Fingerprinter(lm, recipe)
         fingerprinter.fit(songs)
-        return [v['P'] for _, v, _ in fingerprinter.fingerprints(songs)]
+        return [found.vectors['P'] for found in fingerprinter.fingerprints(songs)]
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
@@ -59,9 +62,10 @@ def test_rows_of_a_fit_are_the_songs_fingerprints():
     lm = build_lm()
     songs = build_songs(lm, 6)
     fingerprinter = Fingerprinter(lm, get_recipe('default', projection=SMALL))
-    projections, rows = fingerprinter.fit(songs)
-    direct = torch.stack([v['M'] for _, v, _ in fingerprinter.fingerprints(songs)])
-    torch.testing.assert_close(projections['M'].projection(rows['M'][0]), direct, atol=1e-5, rtol=0)
+    _, windows = fingerprinter.fit(songs)
+    direct = [found.vectors['M'] for found in fingerprinter.fingerprints(songs)]
+    fitted = [found.vectors['M'] for window in windows for found in fingerprinter.project(window)]
+    assert all(torch.equal(a, b) for a, b in zip(direct, fitted, strict=True))
 
 
 def test_weights_are_lent_not_copied_in():
@@ -71,8 +75,8 @@ def test_weights_are_lent_not_copied_in():
     lent = Fingerprinter(lm, recipe, weights=other.state_dict())
     own = Fingerprinter(other, recipe)
     lent.fit(songs), own.fit(songs)
-    for (_, a, _), (_, b, _) in zip(lent.fingerprints(songs), own.fingerprints(songs), strict=True):
-        torch.testing.assert_close(a['P'], b['P'])
+    for a, b in zip(lent.fingerprints(songs), own.fingerprints(songs), strict=True):
+        torch.testing.assert_close(a.vectors['P'], b.vectors['P'])
     assert not torch.equal(lm.linears[0].weight, other.linears[0].weight)
 
 
@@ -81,10 +85,10 @@ def test_a_query_is_its_song_and_has_one_fingerprint_per_chunk():
     songs = build_songs(lm, 6)
     fingerprinter = Fingerprinter(lm, get_recipe('default', projection=SMALL))
     fingerprinter.fit(songs)
-    song, vectors, _ = list(fingerprinter.fingerprints(songs))[2]
-    whole, parts = fingerprinter.query(song.examples)
-    torch.testing.assert_close(whole['P'], vectors['P'], atol=1e-5, rtol=0)
-    assert parts['P'].shape == (len(song.examples), 32)
+    found = list(fingerprinter.fingerprints(songs))[2]
+    whole, parts = fingerprinter.query(songs[2].examples)
+    torch.testing.assert_close(whole['P'], found.vectors['P'], atol=1e-5, rtol=0)
+    assert parts['P'].shape == (len(songs[2].examples), 32)
 
 
 def test_fingerprints_before_a_fit_say_what_to_do():
@@ -102,12 +106,12 @@ def test_the_bytes_said_before_a_pass_are_those_of_the_fit(width):
     lm = build_lm()
     fingerprinter = Fingerprinter(lm, get_recipe('default', projection={**SMALL, 'block_width': width}))
     said, rows_said = fingerprinter.fit_bytes(6)
-    projections, rows = fingerprinter.fit(build_songs(lm, 6))
+    projections, windows = fingerprinter.fit(build_songs(lm, 6))
     sizes = [t.numel() * 4 for projection in projections.values() for t in projection.tensors().values()]
     assert said >= sum(sizes)  # a side that is no wider than block_width has no factor
     assert said <= 1.2 * sum(sizes) + 4 * sum(b.out_features ** 2 + b.in_features ** 2
                                               for b in fingerprinter.blocks.values())
-    assert rows_said == 2 * sum(joined.numel() * 4 for joined, _ in rows.values())
+    assert rows_said == 2 * sum(rows.numel() * 4 for window in windows for rows in window.rows.values())
 
 
 def test_a_part_is_the_mean_of_its_encodings():

@@ -7,7 +7,8 @@ from lumina_plugin.catalogue import build_catalogue
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.fingerprint import Fingerprinter
 from lumina_plugin.hashing import state_hash
-from lumina_plugin.passes import make_identity, open_or_create, prepare, run_pass
+from lumina_plugin.passes import make_identity, open_or_create, run_pass
+from lumina_plugin.prepared import prepare
 from lumina_plugin.recipe import get_recipe
 from lumina_plugin.store import CheckpointInfo
 from lumina_plugin.tokens import Tokenizer

@@ -16,7 +16,8 @@ from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa
 from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider, LUTConditioner  # noqa: E402
 
 from lumina_plugin.conditions import attributes_for  # noqa: E402
-from lumina_plugin.fingerprint import Example, Song  # noqa: E402
+from lumina_plugin.fingerprint import Song  # noqa: E402
+from lumina_plugin.gradients import Example  # noqa: E402
 
 
 def build_lm(n_q: int = 4, card: int = 16, dim: int = 16, seed: int = 0, fuse: str = 'prepend',

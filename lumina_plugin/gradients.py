@@ -1,0 +1,206 @@
+"""Per-example gradients of a language model's objective: batches of like length, as large as memory takes."""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import typing as tp
+
+import torch
+from torch import nn
+
+from .capture import GradientCapture, Reducer
+from .channels import Block, resolve_channels
+from .errors import LuminaError
+from .objectives import Objective, get_objective
+from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Gradients = tp.Dict[str, torch.Tensor]  # by block name, [n, o', i']
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One chunk as the objective sees it.
+
+    Args:
+        codes (torch.Tensor): Shape [K, T].
+        start (int): First frame that counts (later than 0 where a prompt is left out).
+        stop (int): First frame that does not count any more (padding follows).
+        attributes: audiocraft `ConditioningAttributes` of this chunk.
+    """
+    codes: torch.Tensor
+    start: int
+    stop: int
+    attributes: tp.Any
+
+    @property
+    def weight(self) -> float:
+        """Valid frames; chunks of a song are averaged with these weights."""
+        return float(self.stop - self.start)
+
+
+class _ScoredModel(nn.Module):
+    """A language model and its objective as one module, so that `functional_call` can lend it other weights."""
+
+    def __init__(self, lm: nn.Module, objective: Objective):
+        super().__init__()
+        self.lm = lm
+        self.objective = objective
+
+    def forward(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor, attributes: tp.List[tp.Any],
+                autocast: tp.Optional[tp.Callable[[], tp.ContextManager]]) -> torch.Tensor:
+        """Objective per example, [B], of codes [B, K, T] where valid [B, T], with its backward pass already done.
+
+        The backward pass belongs in here: torch checkpointing recomputes layers in it, which must see the lent weights.
+        """
+        with autocast() if autocast is not None else contextlib.nullcontext():
+            values = self._objective(codes, inputs, valid, attributes)
+        values.sum().backward()
+        return values.detach()
+
+    def _objective(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor,
+                   attributes: tp.List[tp.Any]) -> torch.Tensor:
+        with torch.no_grad():
+            provider: tp.Any = self.lm.condition_provider
+            conditions = provider(provider.tokenize(attributes))
+        lm: tp.Any = self.lm
+        # as `LMModel.compute_predictions`, but codes are brought into the pattern's order rather than logits out of it
+        pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
+        sequence, where, filled = pattern.build_pattern_sequence(inputs, lm.special_token_id,
+                                                                 keep_only_valid_steps=True)  # [B, K, S], [K, S] twice
+        first = int(pattern.starts_with_special_token())  # a step's logits predict the codes of the next one
+        where = nn.functional.pad(where[:, first:], (0, first), value=codes[0].numel()).flatten()
+        filled = nn.functional.pad(filled[:, first:], (0, first))
+        targets, counted = (nn.functional.pad(x.flatten(1), (0, 1))[:, where].unflatten(1, filled.shape)
+                            for x in (codes, valid[:, None].expand_as(codes)))  # [B, K, S]
+        logits = lm(sequence, [], conditions)  # [B, K, S, card]
+        return self.objective(logits, targets, counted & filled)
+
+
+class GradientModel:
+    """A model under a recipe's objective, whose per-example gradients of the recipe's channels can be asked for.
+
+    The model is left as it was: its weights are lent, detached, to each pass, its training mode is put back, its
+    gradients are never touched and the random state is kept.
+
+    Args:
+        lm (nn.Module): audiocraft `LMModel`.
+        recipe (Recipe): Objective and channels.
+        weights (mapping, optional): State dict to use in place of the model's own (EMA weights, an earlier checkpoint).
+        batch_size (int): Full chunks per pass; more of shorter ones. Halved, for good, when memory runs out.
+        autocast (callable, optional): Makes a context for the forward pass (half precision on a GPU).
+    """
+
+    def __init__(self, lm: nn.Module, recipe: Recipe, weights: tp.Optional[tp.Mapping[str, torch.Tensor]] = None,
+                 batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None):
+        self.lm, self.recipe, self.batch_size, self.autocast = lm, recipe, batch_size, autocast
+        self.channels: tp.Dict[str, tp.List[Block]] = resolve_channels(lm, recipe.channels)
+        self.device = next(lm.parameters()).device
+        state = dict(lm.state_dict()) if weights is None else dict(weights)
+        # always fp32: a mean over thousands of codes makes gradients that half precision would round to zero
+        self._state = {
+            f'lm.{name}': tensor.detach().to(self.device, torch.float32 if tensor.is_floating_point() else None)
+            for name, tensor in state.items()}
+        self._model = _ScoredModel(lm, get_objective(recipe.objective))
+
+    @property
+    def blocks(self) -> tp.Dict[str, Block]:
+        """Every tapped weight of any channel, by name."""
+        return {block.name: block for blocks in self.channels.values() for block in blocks}
+
+    def gradients(self, examples: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]) -> Gradients:
+        """Reduced per-example gradients of one batch, by block name, each [B, o', i']."""
+        length = max(self._read(example) for example in examples)
+        codes = self._there(torch.stack([nn.functional.pad(e.codes[:, :length], (0, max(0, length - e.codes.shape[-1])))
+                                         for e in examples]))  # [B, K, T]
+        starts, stops = self._there(torch.tensor([[e.start, e.stop] for e in examples])).T[..., None]  # [B, 1] each
+        frames = torch.arange(length, device=self.device)
+        valid = (frames >= starts) & (frames < stops)  # [B, T]
+        # what follows the music is never read, as in training with `tokens.padding_with_special_token`
+        after = (frames >= stops)[:, None].expand_as(codes)  # [B, K, T]
+        inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
+        weights = {name: block.of(self._state, 'lm.') for name, block in self.blocks.items()}
+        checkpointing = getattr(getattr(self.lm, 'transformer', None), 'checkpointing', 'none')
+        capture = GradientCapture(weights, reducers, from_embeddings=checkpointing != 'none')
+        with _undisturbed(self.lm), torch.enable_grad(), capture:
+            torch.func.functional_call(self._model, self._state, tie_weights=False, args=(
+                codes, inputs, valid, [e.attributes for e in examples], self.autocast))
+        return capture.collect()
+
+    def batches(self, examples: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]
+                ) -> tp.Iterator[tp.Tuple[tp.List[int], Gradients]]:
+        """Gradients of any number of examples, in batches: which of them a batch holds, and [B, o', i'] per block.
+
+        Examples of like length go together, longest first, so that little is padded; a batch holds as many frames as
+        `batch_size` of the longest have. A pass for which memory does not suffice is taken up again in halves.
+
+        Raises:
+            LuminaError: when there is no memory for a single example.
+        """
+        lengths = [self._read(example) for example in examples]
+        waiting = sorted(range(len(examples)), key=lambda index: -lengths[index])
+        while waiting:
+            batch = waiting[:max(1, self.batch_size * max(lengths) // lengths[waiting[0]])]
+            gradients = self._if_it_fits([examples[index] for index in batch], reducers)
+            if gradients is None:
+                continue
+            yield batch, gradients
+            waiting = waiting[len(batch):]
+
+    def _if_it_fits(self, batch: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]
+                    ) -> tp.Optional[Gradients]:
+        """`gradients`, or None and a smaller `batch_size` where memory ran out."""
+        try:
+            return self.gradients(batch, reducers)
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not _is_out_of_memory(error):
+                raise
+        gc.collect()  # what the failed pass held is in a traceback that has just ended
+        if self.device.type == 'cuda':
+            torch.cuda.empty_cache()
+        if len(batch) == 1 or self.batch_size == 1:
+            raise LuminaError(f"There is not enough memory on {self.device} for the gradients of a single chunk of "
+                              f"{batch[0].codes.shape[-1]} frames; use a device with more, or a recipe with a smaller "
+                              "chunk_seconds or block_width.")
+        self.batch_size = max(1, self.batch_size // 2)
+        logger.warning("Memory on %s ran out with %d chunks at once; going on with batch_size %d.", self.device,
+                       len(batch), self.batch_size)
+        return None
+
+    def _read(self, example: Example) -> int:
+        """Frames of an example that the model must read: with a delay pattern, the last ones that count are predicted
+        some steps after the music has ended."""
+        provider: tp.Any = self.lm.pattern_provider
+        return min(example.codes.shape[-1], example.stop + max(getattr(provider, 'delays', [0])))
+
+    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the model's device; to a GPU from pinned memory, without waiting for it."""
+        if self.device.type != 'cuda' or tensor.device.type != 'cpu':
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch's CPU allocator says so in a plain RuntimeError alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class _undisturbed:
+    """Evaluation mode and a random state of its own for the duration of a pass; both are put back."""
+
+    def __init__(self, lm: nn.Module):
+        self.lm = lm
+
+    def __enter__(self) -> None:
+        self._modes = [(module, module.training) for module in self.lm.modules()]
+        devices = [p.device for p in self.lm.parameters() if p.device.type == 'cuda'][:1]
+        self._rng = torch.random.fork_rng(devices=devices)
+        self._rng.__enter__()
+        self.lm.eval()
+
+    def __exit__(self, *error: tp.Any) -> None:
+        for module, training in self._modes:
+            module.training = training
+        self._rng.__exit__(*error)
