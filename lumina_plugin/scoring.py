@@ -71,6 +71,9 @@ class Scorer(abc.ABC):
     def learn(self, unit: torch.Tensor) -> None:  # noqa: B027 (most scores keep nothing)
         """What a score keeps of all songs; called for blocks [n, D] of them, scaled to length 1, in order."""
 
+    def pool(self, total: tp.Callable[[torch.Tensor], torch.Tensor]) -> None:  # noqa: B027
+        """Make what these songs taught what all songs teach; `total` sums over the processes that hold them."""
+
     def ready(self) -> None:  # noqa: B027
         """Called after the last block."""
 
@@ -126,9 +129,13 @@ def _refine(products: torch.Tensor, directions: torch.Tensor, songs: tp.Any) -> 
         product[torch.from_numpy(index)] = torch.from_numpy(rows @ direction.numpy()).to(product.dtype)
 
 
-def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_RIDGE) -> tp.Dict[str, Scorer]:
+def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_RIDGE,
+                total: tp.Optional[tp.Callable[[torch.Tensor], torch.Tensor]] = None) -> tp.Dict[str, Scorer]:
     """The named scores, made ready on songs [N, D] that are read once; λ has no effect on scores that have none.
 
+    Args:
+        total: where `songs` are those of one process among several, sums a tensor over all of them (in float64). The
+            scores are then those of these songs, as one process that holds all songs would give them.
     Raises:
         LuminaError: for an unknown name, or songs that cannot be scored.
     """
@@ -151,6 +158,8 @@ def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_R
             scorer.learn(unit)
         first += len(block)
     for scorer in scorers.values():
+        if total is not None:
+            scorer.pool(total)
         scorer.ready()
     return scorers
 
@@ -217,6 +226,9 @@ class Kernel(Scorer):
     def learn(self, unit: torch.Tensor) -> None:
         self.gram += unit.T @ unit  # [D, n] @ [n, D]
 
+    def pool(self, total: tp.Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.gram = total(self.gram)
+
     def ready(self) -> None:
         self._factor = torch.linalg.cholesky(self.gram + self.ridge * torch.eye(len(self.gram), dtype=torch.float64))
 
@@ -259,6 +271,20 @@ def multi_checkpoint(scores: tp.Sequence[npt.ArrayLike]) -> FloatArray:
         raise LuminaError(f"The checkpoints' scores differ in shape ({', '.join(map(str, sorted(shapes)))}): "
                           "fingerprint every checkpoint with the same songs.")
     return np.asarray(np.mean(arrays, axis=0), dtype=np.float64)
+
+
+def mean_scores(scorers: tp.Sequence[tp.Mapping[str, Scorer]], queries: tp.Sequence[npt.ArrayLike], method: str
+                ) -> tp.Tuple[FloatArray, FloatArray]:
+    """Mean cosine and mean score by `method` over C checkpoints, [Q, N] each.
+
+    Args:
+        scorers: per checkpoint, from `fit_scorers`: 'cosine' and `method`, of the same songs.
+        queries: per checkpoint, [Q, D].
+    """
+    found = [dict(zip(each, score_together(list(each.values()), query), strict=True))
+             for each, query in zip(scorers, queries, strict=True)]
+    cosines = multi_checkpoint([scores['cosine'] for scores in found])
+    return cosines, cosines if method == 'cosine' else multi_checkpoint([scores[method] for scores in found])
 
 
 def unit_rows(rows: npt.ArrayLike) -> FloatArray:

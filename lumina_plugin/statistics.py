@@ -58,21 +58,34 @@ def measured_noise(
         The mean, and σ > 0. Without two songs to compare they are 0 and 1 (nothing passes a gate); where all cosines
         are the same σ is 1/√D.
     """
-    checkpoints = _checkpoints(songs)
-    count, width = checkpoints[0].shape
-    index = np.arange(count)
-    if count > max_songs:
-        index = np.sort(np.random.default_rng(0).choice(count, max_songs, replace=False))
+    rows = _checkpoints(songs)
+    return noise_of(unit_sample(rows, noise_sample(rows[0].shape[0], max_songs)), len(rows), rank)
+
+
+def noise_sample(count: int, max_songs: int = 4096) -> npt.NDArray[np.int64]:
+    """Which of `count` songs `measured_noise` looks at, ascending: always the same ones."""
+    if count <= max_songs:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, max_songs, replace=False))
+
+
+def unit_sample(songs: tp.Any, index: npt.NDArray[np.int64]) -> FloatArray:
+    """Unit vectors [n, C * D] of some songs, those of C checkpoints side by side; `songs` as for `measured_noise`."""
+    return np.concatenate([unit_rows(_loaded(rows, index)) for rows in _checkpoints(songs)], axis=1)
+
+
+def noise_of(unit: FloatArray, checkpoints: int = 1, rank: tp.Optional[int] = None) -> tp.Tuple[float, float]:
+    """`measured_noise` from the `unit_sample` of so many checkpoints."""
+    width = unit.shape[1] // checkpoints
     # The mean of C cosines is the inner product of the concatenated unit vectors, divided by C.
-    unit = np.concatenate([unit_rows(_loaded(rows, index)) for rows in checkpoints], axis=1)  # [n, C * D]
-    unit = unit[np.any(unit != 0, axis=1)] / math.sqrt(len(checkpoints))  # silent songs are no comparison
+    unit = unit[np.any(unit != 0, axis=1)] / math.sqrt(checkpoints)  # silent songs are no comparison
     if len(unit) < 2:
         return 0.0, 1.0
     mean, sigma = _off_diagonal(unit)
     if sigma < _EQUAL:
         sigma = noise_floor(width)
     if rank is not None:
-        sigma = max(sigma, noise_floor(rank * len(checkpoints)))
+        sigma = max(sigma, noise_floor(rank * checkpoints))
     return mean, sigma
 
 
@@ -161,19 +174,50 @@ class Gate:
         return (values >= self.threshold) & (values > 0)
 
 
-def standardised_scores(score: npt.ArrayLike) -> FloatArray:
-    """STS = (score - μ)/sd over the catalogue, ddof 0: `[N]` -> `[N]`; all 0 for fewer than 3 songs or equal scores."""
+class Spread(tp.NamedTuple):
+    """How scores lie: their number, their largest magnitude, and mean and sd (ddof 0) of the scores divided by that."""
+    songs: int
+    peak: float
+    mean: float
+    sd: float
+
+
+def spread_of(score: npt.ArrayLike) -> Spread:
+    """The spread of scores `[N]`. It scales with them: sums stay in range."""
     values = np.asarray(score, dtype=np.float64)
     peak = float(np.abs(values).max(initial=0.0))
-    if len(values) < MIN_SONGS or peak == 0:
-        return np.zeros(len(values))
-    values = values / peak  # STS does not depend on scale; sums stay in range
+    if peak == 0:
+        return Spread(len(values), 0.0, 0.0, 0.0)
+    values = values / peak
     # sums that do not depend on the songs' order, to the last bit; beyond, the last bit is not worth a sort
     ordered = np.sort(values) if len(values) <= EXACT_SONGS else values
-    mean, sd = float(ordered.mean()), float(ordered.std())
-    if sd <= _FLAT:
+    return Spread(len(values), peak, float(ordered.mean()), float(ordered.std()))
+
+
+def joint_spread(parts: tp.Sequence[Spread]) -> Spread:
+    """The spread of all scores from those of its parts, by decomposition of variance: N·SD² = Σ n·(sd² + (m - M)²)."""
+    count, peak = sum(part.songs for part in parts), max(part.peak for part in parts)
+    if peak == 0:
+        return Spread(count, 0.0, 0.0, 0.0)
+    scaled = [part._replace(mean=part.mean * part.peak / peak, sd=part.sd * part.peak / peak) for part in parts]
+    mean = math.fsum(part.songs * part.mean for part in scaled) / count
+    squares = math.fsum(part.songs * (part.sd ** 2 + (part.mean - mean) ** 2) for part in scaled)
+    return Spread(count, peak, mean, math.sqrt(squares / count))
+
+
+def standardised_scores(score: npt.ArrayLike, spread: tp.Optional[Spread] = None) -> FloatArray:
+    """STS = (score - μ)/sd over the catalogue, ddof 0: `[N]` -> `[N]`; all 0 for fewer than 3 songs or equal scores.
+
+    `spread` is the whole catalogue's, where these are the scores of some of its songs.
+    """
+    values = np.asarray(score, dtype=np.float64)
+    spread = spread_of(values) if spread is None else spread
+    if spread.songs < MIN_SONGS or spread.peak == 0 or spread.sd <= _FLAT:
         return np.zeros(len(values))
-    return (values - mean) / sd
+    standardised = values / spread.peak
+    standardised -= spread.mean
+    standardised /= spread.sd
+    return standardised
 
 
 def lip(sts: npt.ArrayLike) -> FloatArray:
@@ -187,11 +231,27 @@ def weights(sts: npt.ArrayLike) -> FloatArray:
     return np.square(np.where(excess > _ROUNDING, excess, 0.0))
 
 
-def shares(weight: npt.ArrayLike, qualified: npt.ArrayLike) -> FloatArray:
-    """w/Σw over the qualified songs, 0 for the others: `[N]`, `[N]` -> `[N]`, with sum 1, or 0 if nobody qualifies."""
-    counted = np.where(np.asarray(qualified, dtype=bool), np.asarray(weight, dtype=np.float64), 0.0)
-    total = float((np.sort(counted) if len(counted) <= EXACT_SONGS else counted).sum())
+def total_weight(weight: npt.ArrayLike, qualified: npt.ArrayLike) -> float:
+    """Σw over the qualified songs: `[N]`, `[N]` -> a number."""
+    return _sum(_counted(weight, qualified))
+
+
+def shares(weight: npt.ArrayLike, qualified: npt.ArrayLike, total: tp.Optional[float] = None) -> FloatArray:
+    """w/Σw over the qualified songs, 0 for the others: `[N]`, `[N]` -> `[N]`, with sum 1, or 0 if nobody qualifies.
+
+    `total` is the whole catalogue's Σw, where these are some of its songs.
+    """
+    counted = _counted(weight, qualified)
+    total = _sum(counted) if total is None else total
     return counted / total if total > 0 else np.zeros(len(counted))
+
+
+def _counted(weight: npt.ArrayLike, qualified: npt.ArrayLike) -> FloatArray:
+    return np.where(np.asarray(qualified, dtype=bool), np.asarray(weight, dtype=np.float64), 0.0)
+
+
+def _sum(counted: FloatArray) -> float:
+    return float((np.sort(counted) if len(counted) <= EXACT_SONGS else counted).sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,6 +285,13 @@ class ChannelStatistics:
     noise_mean: float
     gate: Gate
 
+    def at(self, index: npt.NDArray[np.int64]) -> 'ChannelStatistics':
+        """The same numbers, of some songs only, in the order of `index`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        some: tp.Dict[str, tp.Any] = {name: value[index] if isinstance(value, np.ndarray) else value
+                                      for name, value in values.items()}
+        return ChannelStatistics(**some)
+
     # what a reader sees and nothing else is computed from, made when it is first asked for
 
     @functools.cached_property
@@ -249,6 +316,7 @@ def channel_statistics(
     noise_floor: float,
     gate: tp.Optional[Gate] = None,
     noise_mean: float = 0.0,
+    spread: tp.Optional[Spread] = None,
 ) -> ChannelStatistics:
     """All statistics of one query in one channel.
 
@@ -258,6 +326,7 @@ def channel_statistics(
         noise_floor: σ of the gate, from `noise_floor` or `measured_noise`.
         gate: 95 %, two-sided unless given.
         noise_mean: mean of the gate's noise, from `measured_noise`; 0 as printed unless given.
+        spread: of the whole catalogue's scores, where these N songs are some of it; shares are then among these N.
     Raises:
         LuminaError: where lengths differ, a value is not finite, or the noise floor is not above 0.
     """
@@ -266,7 +335,7 @@ def channel_statistics(
     if len(cosines) != len(scores):
         raise LuminaError(f"There are {len(cosines)} cosines but {len(scores)} scores: score the same songs for both.")
     z = z_score(cosines, noise_floor, noise_mean)
-    sts = standardised_scores(scores)
+    sts = standardised_scores(scores, spread)
     weight, passes = weights(sts), gate.passes(z)
     qualified = passes & (weight > 0)
     return ChannelStatistics(

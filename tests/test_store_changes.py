@@ -505,3 +505,13 @@ def test_whole_run_after_changes_is_still_whole(path: Path) -> None:
     store.withdraw([GONE])
     whole_run(path)
     assert store.verify() == [] and FingerprintStore.open(path).checkpoint("epoch-0004").complete
+
+
+def test_a_checkpoint_to_come_begins_although_all_songs_of_a_shard_are_gone(path: Path) -> None:
+    """That shard has nothing to wait for, but its header names projections that are not put yet."""
+    store = FingerprintStore.open(path)
+    store.withdraw(names()[5:10], "opted out")
+    with store.writer(checkpoint(6)):
+        pass
+    assert len(refill(store, 6)) == len(names()) - 5 - 2 and store.verify() == []
+    assert store.vectors("epoch-0006", "P")[0] == store.vectors("epoch-0004", "P")[0]

@@ -10,7 +10,10 @@
     shards      tensors with a self-checking header
     pack        one shard's file, and its entry in the manifest
     pending     rows whose shard is not full yet
+    filling     songs settle, full shards are written
     writer      filling one checkpoint, resumable
+    part        another process's share of that
+    adoption    finished shards that the manifest does not name yet
     weights     the model weights beside a checkpoint's fingerprints
     tracks      the track table as a store shows it
     folder      `FingerprintStore`: opening and reading
@@ -28,7 +31,9 @@ Needs torch, safetensors, numpy, pydantic and pyarrow only; pyarrow is imported 
 from .export import export
 from .folder import FingerprintStore
 from .merge import merge
+from .part import StorePart
 from .records import CheckpointInfo, Identity, TrackRecord
 from .writer import StoreWriter
 
-__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "StoreWriter", "TrackRecord", "export", "merge"]
+__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "StorePart", "StoreWriter", "TrackRecord", "export",
+           "merge"]

@@ -8,9 +8,10 @@ import pydantic
 import torch
 
 from ..errors import LuminaError
-from . import changes, compact, files, migrate, pack, repair, shards, summary, weights
+from . import adoption, changes, compact, files, migrate, pack, repair, shards, summary, weights
 from .index import PATTERN as INDEXES
 from .index import write_index
+from .layout import shard_size_for
 from .lock import FolderLock
 from .manifest import (
     MANIFEST,
@@ -21,6 +22,7 @@ from .manifest import (
     version,
     write_manifest,
 )
+from .part import StorePart
 from .records import CheckpointInfo, FileRef, Identity, Manifest, ShardInfo, explain
 from .tombstones import tombstones_of, write_tombstones
 from .tracks import TrackView
@@ -55,15 +57,16 @@ class FingerprintStore(TrackView):
     # -- making and opening -------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: AnyPath, identity: Identity, tracks: tp.Iterable[AnyTrack], shard_size: int = 1024,
-               dtype: str = "float32", overwrite: bool = False) -> "FingerprintStore":
+    def create(cls, path: AnyPath, identity: Identity, tracks: tp.Iterable[AnyTrack],
+               shard_size: tp.Optional[int] = None, dtype: str = "float32", overwrite: bool = False
+               ) -> "FingerprintStore":
         """Make an empty store.
 
         Args:
             path: the store's folder; parents are made.
             identity: what its fingerprints are made with.
             tracks: the catalogue in its order; ids must be distinct. One whose status is not "ok" gets no fingerprint.
-            shard_size: songs per shard file; what a kill can cost at most.
+            shard_size: songs per shard file, what a kill can cost at most; by the number of tracks unless given.
             dtype: "float32" or "float16", of the vectors.
             overwrite: delete a store that is there. Files that are no store's are never touched.
 
@@ -73,6 +76,7 @@ class FingerprintStore(TrackView):
         records = validated_tracks(tracks)
         if not records:
             raise LuminaError("the catalogue has no track; a store needs at least one")
+        shard_size = shard_size_for(len(records)) if shard_size is None else shard_size
         try:
             manifest = Manifest.model_validate(dict(
                 created_by=version(), updated_by=version(), dtype=dtype, shard_size=shard_size,
@@ -136,12 +140,17 @@ class FingerprintStore(TrackView):
             store.tidy()
         return store
 
-    def writer(self, checkpoint: CheckpointInfo) -> StoreWriter:
+    def writer(self, checkpoint: CheckpointInfo, count: int = 1) -> StoreWriter:
         """A context manager that fills `checkpoint`, resuming it where it was begun; see `StoreWriter`.
 
-        Entering it raises LuminaError where another process writes the store, or other weights' songs are in it.
+        `count` processes share the work: the others have a `part` each. Entering it raises LuminaError where another
+        process writes the store, or other weights' songs are in it.
         """
-        return StoreWriter(self, checkpoint)
+        return StoreWriter(self, checkpoint, count)
+
+    def part(self, checkpoint: CheckpointInfo, rank: int, count: int) -> StorePart:
+        """A context manager for process `rank` (from 1) of the `count` that fill `checkpoint`; see `StorePart`."""
+        return StorePart(self, checkpoint, rank, count)
 
     # -- what is in it ------------------------------------------------------------------------------------------------
 
@@ -375,8 +384,9 @@ class FingerprintStore(TrackView):
             raise LuminaError(f"the store {self.path} has no channel '{channel}', but {', '.join(self.channels)}")
 
     def tidy(self) -> None:
-        """Delete what killed writers left behind and the manifest does not name. Only under the lock."""
+        """Take up finished shards that the manifest does not name, delete other litter. Only under the lock."""
         files.sweep(self.path)
+        adoption.adopt(self)
         old = [path for path in self.path.glob(INDEXES) if path.name != self.manifest.tracks.file]
         files.remove([*old, self.path / migrate.TRACKS, *pack.unnamed(self.path, self.manifest)])
         write_tombstones(self.path, tombstones_of(self.table))

@@ -9,6 +9,11 @@ import bisect
 import typing as tp
 
 
+def shard_size_for(tracks: int) -> int:
+    """Songs per shard of a store of so many `tracks`: 64 shards, that many processes may share, of 64 to 1024 songs."""
+    return min(max(-(-tracks // 64), 64), 1024)
+
+
 class Block(tp.NamedTuple):
     """The slots [first, first + span) of shard `ordinal`."""
 

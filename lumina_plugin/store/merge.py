@@ -26,8 +26,8 @@ def merge(target: AnyPath, sources: tp.Sequence[AnyPath], measure: tp.Optional[M
 
     Args:
         target: folder of the new store; nothing may be there.
-        sources: stores with the same identity (but for the catalogue), type, shard size and checkpoints, each of these
-            with the same weights and projections; no song may be in two.
+        sources: stores with the same identity (but for the catalogue), type and checkpoints, each of these with the
+            same weights and projections; no song may be in two.
         measure: gives a checkpoint's noise anew, from the merged store and the checkpoint's name. Checkpoints that are
             complete in all sources are complete in the new store.
     Raises LuminaError where the stores do not fit together, or one is damaged.
@@ -58,7 +58,6 @@ def _check_alike(stores: tp.Sequence[FingerprintStore]) -> None:
         raise LuminaError("a merge needs two stores or more; name them all")
     for store in stores[1:]:
         for what, key in (("identity", lambda s: s.identity.lasting()), ("type", lambda s: s.manifest.dtype),
-                          ("shard size", lambda s: s.shard_size),
                           ("checkpoints", lambda s: [_essence(record) for record in s.checkpoints])):
             ours, theirs = key(stores[0]), key(store)
             if ours != theirs:
@@ -112,18 +111,21 @@ def _clear(folder: Path) -> None:
 
 def _merged(folder: Path, stores: tp.Sequence[FingerprintStore]) -> Manifest:
     """Write all files but the manifest; returns it."""
-    first = stores[0].manifest
+    size = max(store.shard_size for store in stores)
+    first = stores[0].manifest.model_copy(update={"shard_size": size})
     table: tp.List[TrackRecord] = []
     starts: tp.List[int] = []
     offsets: tp.List[int] = []
     for store in stores:
         offsets.append(len(table))
-        starts += [len(table) + start for start in store.manifest.tracks.starts]
+        # blocks stay as they are: where they are smaller than the largest store's, each is a batch of its own
+        own = store.manifest.tracks.starts if store.shard_size == size else [b.first for b in store.layout.blocks]
+        starts += [len(table) + start for start in own]
         table += store.table
     hashes = list(dict.fromkeys(store.identity.catalogue_hash for store in stores))
     catalogue_hash = hashes[0] if len(hashes) == 1 else files.sha256(files.canonical(hashes))
     write_tombstones(folder, tombstones_of(table))
-    index = write_index(folder, table, starts, first.shard_size, catalogue_hash)
+    index = write_index(folder, table, starts, size, catalogue_hash)
     manifest = first.model_copy(update={
         "created_by": version(), "tracks": index, "checkpoints": [],
         "identity": first.identity.model_copy(update={"catalogue_hash": catalogue_hash})})

@@ -43,24 +43,45 @@ def pack(manifest: Manifest, record: CheckpointInfo, block: Block, tracks: tp.Se
         manifest: the store's. record: the checkpoint's. block: the shard's slots. tracks: one for each of them.
         tensors: per channel C "C" [n, D] and "C.norm" [n], perhaps chunk norms; rows are the slots not `absent`.
     """
+    body = body_of(manifest, record, block, tracks, absent)
+    data = shards.encode(tensors, body)
+    digest = files.sha256(data)
+    return entry_of(file_of(record, block, digest), digest, body), data
+
+
+def body_of(manifest: Manifest, record: CheckpointInfo, block: Block, tracks: tp.Sequence[TrackRecord],
+            absent: tp.Sequence[Absent]) -> tp.Dict[str, tp.Any]:
+    """What the header of a block's shard says, as JSON. Arguments as for `pack`."""
     gone = {mark.slot for mark in absent}
     table = {"count": manifest.tracks.count, "starts": manifest.tracks.starts,
              "catalogue_hash": manifest.identity.catalogue_hash}
-    names = [track.id for slot, track in zip(block.slots, tracks, strict=True) if slot not in gone]
-    data = shards.encode(tensors, {
-        "kind": "shard", "first": block.first, "ids": names,
-        "absent": [mark.model_dump(mode="json") for mark in absent],
-        "tracks": [track.model_dump(mode="json") for track in tracks],
-        "checkpoint": record.model_dump(mode="json", exclude={"shards", "complete", "noise"}),
-        "table": table, "store": lasting(manifest)})
-    digest = files.sha256(data)
-    return ShardInfo(file=f"{record.name}/shard-{block.ordinal:05d}-{digest[:8]}.safetensors", sha256=digest,
-                     first=block.first, span=block.span, count=len(names), absent=list(absent)), data
+    return {"kind": "shard", "first": block.first,
+            "ids": [track.id for slot, track in zip(block.slots, tracks, strict=True) if slot not in gone],
+            "absent": [mark.model_dump(mode="json") for mark in absent],
+            "tracks": [track.model_dump(mode="json") for track in tracks],
+            "checkpoint": record.model_dump(mode="json", exclude={"shards", "complete", "noise"}),
+            "table": table, "store": lasting(manifest)}
+
+
+def file_of(record: CheckpointInfo, block: Block, digest: str) -> str:
+    """Path of a block's shard, relative to the store's folder."""
+    return f"{record.name}/shard-{block.ordinal:05d}-{digest[:8]}.safetensors"
+
+
+def entry_of(file: str, digest: str, body: tp.Mapping[str, tp.Any]) -> ShardInfo:
+    """What the manifest says of a shard's file, by its header's `body`."""
+    return ShardInfo(file=file, sha256=digest, first=body["first"], span=len(body["tracks"]), count=len(body["ids"]),
+                     absent=body["absent"])
+
+
+def shards_unnamed(folder: Path, manifest: Manifest) -> tp.List[Path]:
+    """Shard files that the manifest does not name, by path."""
+    named = {shard.file for record in manifest.checkpoints for shard in record.shards}
+    return sorted(path for path in folder.glob(f"*/{PATTERN}") if f"{path.parent.name}/{path.name}" not in named)
 
 
 def unnamed(folder: Path, manifest: Manifest) -> tp.List[Path]:
     """Shard files that the manifest does not name, and pending rows of checkpoints that it does not name."""
-    named = {shard.file for record in manifest.checkpoints for shard in record.shards}
     known = {record.name for record in manifest.checkpoints}
-    return [path for path in folder.glob(f"*/{PATTERN}") if f"{path.parent.name}/{path.name}" not in named] + [
+    return shards_unnamed(folder, manifest) + [
         path for path in folder.glob("*/pending-*.safetensors") if path.parent.name not in known]

@@ -6,11 +6,11 @@ import typing as tp
 from pathlib import Path
 
 from ..errors import LuminaError
-from . import files, migrate, shards
+from . import files, migrate, pack, shards
 from .index import PATTERN as INDEXES
 from .index import find_index, write_index
 from .manifest import MANIFEST, newer, version, write_manifest
-from .records import FORMAT_VERSION, CheckpointInfo, FileRef, Manifest, ShardInfo, TrackRecord, TrackTable
+from .records import FORMAT_VERSION, CheckpointInfo, FileRef, Manifest, TrackRecord, TrackTable
 from .tombstones import FILE as TOMBSTONES
 from .tombstones import read_tombstones, tombstones_of, write_tombstones
 from .writer import FINISHED
@@ -95,8 +95,7 @@ def rebuild(folder: Path) -> Manifest:
         if body["checkpoint"]["model_hash"] != record.model_hash:
             raise LuminaError(f"{path} was made with other weights ({body['checkpoint']['model_hash']}) than its "
                               f"neighbours ({record.model_hash}); move it away, then rebuild again")
-        shard = ShardInfo(file=f"{path.parent.name}/{path.name}", sha256=digest, first=body["first"],
-                          span=len(body["tracks"]), count=len(body["ids"]), absent=body["absent"])
+        shard = pack.entry_of(f"{path.parent.name}/{path.name}", digest, body)
         records[record.name] = record.model_copy(update={"shards": [*record.shards, shard]})
     for record in records.values():
         noise = finished_noise(folder, record, manifest.tracks.count)

@@ -1,28 +1,27 @@
 """Filling one checkpoint with fingerprints, so that being killed costs at most one shard and changes no byte.
 
-Shard k always holds the tracks of block k of the track table (see `layout`), whatever the order in which they come:
-that is why an interrupted, reordered or often flushed pass ends with the same bytes. Rows whose shard is still
-open wait in memory. They are saved in `pending-*.safetensors` by every `flush`, and whenever there are `shard_size` of
-them; the next writer takes them up from there, and the files are deleted once their shards are written.
+Rows whose shard is still open wait in memory. They are saved in `pending-*.safetensors` by every `flush`, and whenever
+there are `shard_size` of them; the next writer takes them up from there, and the files are deleted once their shards
+are written.
 
 | killed while                       | leaves                                      | what the rerun does             |
 |------------------------------------|---------------------------------------------|---------------------------------|
 | rows wait in memory                | committed shards, pending files             | redoes those rows (≤ one shard) |
-| between shard and manifest         | a shard that the manifest does not name     | deletes it and redoes its rows  |
+| between shard and manifest         | a shard that the manifest does not name     | takes it up (see `adoption`)    |
 | between manifest and clean-up      | pending files of a committed shard          | deletes them                    |
 | between finished.json and manifest | all shards, but a checkpoint not `complete` | calls `finish` again            |
 """
 
 import json
 import typing as tp
-from pathlib import Path
 
 import torch
 
 from ..errors import LuminaError
 from . import files, pack, shards
+from .filling import Filling
 from .pending import Pending
-from .records import FORMAT_VERSION, CheckpointInfo, Fit, Mark, ProjectionRef
+from .records import FORMAT_VERSION, CheckpointInfo, Fit, ProjectionRef
 
 if tp.TYPE_CHECKING:
     from .folder import FingerprintStore
@@ -36,7 +35,7 @@ def finished_bytes(model_hash: str, noise: tp.Mapping[str, tp.Any], slots: int) 
     return json.dumps({**body, "sha256": files.sha256(files.canonical(body))}, indent=1, ensure_ascii=False).encode()
 
 
-class StoreWriter:
+class StoreWriter(Filling):
     """The one writer of a store, for one checkpoint. Made by `FingerprintStore.writer`; use it as a context manager.
 
         with store.writer(CheckpointInfo(name="epoch-0004", epoch=4, model_hash=digest)) as writer:
@@ -47,18 +46,12 @@ class StoreWriter:
 
     Leaving the block as it should be saves what was added; an exception drops the rows of shards that are not full, so
     that a rerun sees the very groups of songs that an undisturbed run would (see `FingerprintStore.by_shard`). Every
-    method raises LuminaError where the folder cannot be written; what was committed before stays valid.
+    method raises LuminaError where the folder cannot be written; what was committed before stays valid. Where `count`
+    processes share the work this is the first one's part, see `part`.
     """
 
-    def __init__(self, store: "FingerprintStore", info: CheckpointInfo) -> None:
-        self._store, self._info = store, info
-        self._folder: Path = store.path / info.name
-        self._size = store.shard_size
-        self._rows: tp.Dict[str, shards.Row] = {}
-        self._marks: tp.Dict[str, Mark] = {}
-        self._settled: tp.Set[str] = set()      # fingerprinted or marked, durable or not
-        self._unsaved: tp.Dict[str, None] = {}  # those of them that memory alone knows, in order
-        self._open: tp.Dict[int, int] = {}      # shard without a file -> how many of its tracks are not settled yet
+    def __init__(self, store: "FingerprintStore", info: CheckpointInfo, count: int = 1) -> None:
+        super().__init__(store, info, 0, count)
         self._pending = Pending(self._folder, {}, store.channels, store.slot_if_any)
 
     # -- opening and closing ------------------------------------------------------------------------------------------
@@ -104,23 +97,8 @@ class StoreWriter:
             name=info.name, epoch=info.epoch, model_hash=info.model_hash, weights=info.weights, weights_sha256=digest)))
 
     def _resume(self) -> None:
-        """Learn what is settled: by committed shards, as silent, skipped or gone, or by pending rows."""
-        committed = {shard.first for shard in self.checkpoint.shards}
-        tracks = self._store.slots
-        for block in self._store.layout.blocks:
-            is_open = block.first not in committed
-            if is_open:
-                self._open[block.ordinal] = 0
-            for slot in block.slots:
-                track = tracks[slot]
-                if self._store.slot_if_any(track.id) not in (slot, None):
-                    continue  # what is left of a track that another one of its id has replaced
-                if is_open and track.status == "ok":
-                    self._open[block.ordinal] += 1
-                    continue
-                self._settled.add(track.id)
-                if is_open and not track.gone:
-                    self._marks[track.id] = Mark(status=track.status, reason=track.reason)
+        """Learn what is settled, by pending rows too, and write what they make full."""
+        self._learn()
         self._pending.key = self._key()
         rows, marks = self._pending.load(wanted=lambda name: name not in self._settled)
         self._rows.update(rows)
@@ -128,7 +106,9 @@ class StoreWriter:
         for name in (*rows, *marks):
             self._settled.add(name)
             self._open[self._shard_of(name)] -= 1
-        self._commit_ready()
+        if self.begun:
+            self._commit_ready()
+        self._deal()
 
     def _key(self) -> tp.Dict[str, tp.Any]:
         """What pending rows must agree with to be taken up again."""
@@ -140,26 +120,9 @@ class StoreWriter:
     # -- what is there ------------------------------------------------------------------------------------------------
 
     @property
-    def checkpoint(self) -> CheckpointInfo:
-        """The checkpoint as the manifest has it now."""
-        return self._store.checkpoint(self._info.name)
-
-    @property
-    def done_ids(self) -> tp.Set[str]:
-        """Songs that need no work: durably stored, known to be silent or skipped, or withdrawn.
-
-        Songs added or replaced since the last pass are not among them. A copy: ask before the loop.
-        """
-        return self._settled.difference(self._unsaved)
-
-    @property
     def begun(self) -> bool:
         """Whether the checkpoint holds any fingerprint: then its projections stand, whatever songs are added."""
         return bool(self._rows) or any(shard.count for shard in self.checkpoint.shards)
-
-    def projection_if_any(self, channel: str) -> tp.Optional[tp.Tuple[shards.Tensors, tp.Dict[str, str]]]:
-        """Tensors and metadata of a projection that an earlier, interrupted pass put, or None."""
-        return self._store.projection(self._info.name, channel) if channel in self.checkpoint.projections else None
 
     # -- filling ------------------------------------------------------------------------------------------------------
 
@@ -203,36 +166,21 @@ class StoreWriter:
         return Fit(kind=str(metadata.get("kind", "")), songs=int(told) if told.isdecimal() else live,
                    live=live if seen else 0, spans=[(0, self._store.manifest.tracks.count)] if seen else [])
 
-    def add(self, track_id: str, vectors: tp.Mapping[str, torch.Tensor],
-            norms: tp.Optional[tp.Mapping[str, float]] = None,
-            chunk_norms: tp.Optional[tp.Mapping[str, torch.Tensor]] = None) -> None:
-        """Add a song's fingerprint.
-
-        Args:
-            track_id: a track of the store that is not in `done_ids`.
-            vectors: per channel a vector [D], copied and cast to the store's dtype.
-            norms: per channel the raw norm before normalisation; by default the norm of the vector given.
-            chunk_norms: per channel the raw norm of each chunk's gradient [chunks], kept as fp32.
-        """
-        self._check_new(track_id)
-        self._rows[track_id] = shards.check_row(track_id, (vectors, norms, chunk_norms), self._store.channels,
-                                                self._store.identity.dim, self._store.dtype)
-        self._settle(track_id)
-
-    def mark(self, track_id: str, status: str, reason: str = "") -> None:
-        """Record that a song has no fingerprint, and why. Later checkpoints leave it out too; marking twice is fine."""
-        if status not in ("silent", "skipped"):
-            raise LuminaError(f"song '{track_id}' cannot be marked '{status}'; a mark is 'silent' or 'skipped'")
-        if track_id in self._marks or self._store.track(track_id).status != "ok":
-            return
-        self._check_new(track_id)
-        self._marks[track_id] = Mark.model_validate({"status": status, "reason": reason})
-        self._settle(track_id)
-
     def flush(self) -> None:
         """Make everything added so far durable. Nothing needs it to be correct: it narrows what a kill can cost."""
-        self._commit_ready()
+        if self.begun:  # before, the projections, which headers name, may not be there yet
+            self._commit_ready()
         self._save_unsaved()
+
+    def adopt(self) -> None:
+        """Take up the shards that other processes' parts have written, once they have all left off writing.
+
+        A file that does not belong to this checkpoint as it is now is deleted, as whatever the manifest does not name.
+        """
+        self._store.tidy()
+        named = {shard.first for shard in self.checkpoint.shards}
+        for index in [index for index in self._open if self._store.layout.blocks[index].first in named]:
+            self._pending.drop(self._close(index))
 
     def finish(self, noise: tp.Optional[tp.Mapping[str, tp.Any]] = None) -> None:
         """Mark the checkpoint complete; `noise`: per channel what was measured (any JSON). Again: changes nothing.
@@ -248,6 +196,7 @@ class StoreWriter:
         if record.weights is not None and record.weights_sha256 is None:
             raise LuminaError(f"the weights {self._store.path / record.weights} of checkpoint '{record.name}' are not "
                               "there; write them with save_weights before the first song")
+        self._commit_ready()
         measured = files.plain(dict(noise or {}), "the measured noise")
         slots = self._store.manifest.tracks.count
         files.write(self._folder / FINISHED, finished_bytes(record.model_hash, measured, slots))
@@ -255,47 +204,21 @@ class StoreWriter:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _check_new(self, track_id: str) -> None:
-        self._store.position(track_id)  # raises for an unknown one
-        if track_id in self._settled:
-            raise LuminaError(f"song '{track_id}' is already settled in checkpoint '{self._info.name}'; skip what "
-                              "done_ids names, or make a fresh store to fingerprint it again")
-
-    def _shard_of(self, track_id: str) -> int:
-        return self._store.layout.of(self._store.position(track_id)).ordinal
-
     def _settle(self, track_id: str) -> None:
-        self._settled.add(track_id)
-        self._unsaved[track_id] = None
-        index = self._shard_of(track_id)
-        self._open[index] -= 1
-        if self._open[index] == 0:
-            self._commit_shard(index)
-        elif len(self._unsaved) >= self._size:
+        super()._settle(track_id)
+        if len(self._unsaved) >= self._store.shard_size:
             self._save_unsaved()
 
     def _commit_ready(self) -> None:
+        """Write those shards that nobody wrote although nothing is left to settle: e.g. all of their songs are gone."""
         for index in [index for index, left in self._open.items() if left == 0]:
-            self._commit_shard(index)
+            self._full(index)
 
-    def _commit_shard(self, index: int) -> None:
+    def _full(self, index: int) -> None:
         """Write shard `index`, then name it in the manifest, then forget its rows."""
-        block, record = self._store.layout.blocks[index], self.checkpoint
-        tracks = self._store.table[block.first:block.first + block.span]
-        names = [track.id for track in tracks if not track.gone and track.id in self._rows]
-        rows = shards.stack([self._rows[name] for name in names], self._store.channels, self._store.identity.dim,
-                            self._store.dtype)
-        shard, data = pack.pack(self._store.manifest, record, block, tracks, rows,
-                                pack.absent_of(block, tracks, names, self._marks))
-        files.write(self._store.path / shard.file, data)
-        self._update(shards=sorted([*record.shards, shard], key=lambda s: s.first))
-        del self._open[index]
-        settled = [track.id for track in tracks if not track.gone]
-        for name in settled:
-            self._rows.pop(name, None)
-            self._marks.pop(name, None)
-            self._unsaved.pop(name, None)
-        self._pending.drop(settled)
+        shard = self._write_shard(index)
+        self._update(shards=sorted([*self.checkpoint.shards, shard], key=lambda s: s.first))
+        self._pending.drop(self._close(index))
 
     def _save_unsaved(self) -> None:
         """Write rows of open shards to a pending file, and hold them as views of it from now on."""
