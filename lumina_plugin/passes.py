@@ -63,7 +63,6 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
         for window in windows or _windows(fingerprinter, store, remaining, f'fingerprints {checkpoint.name}'):
             for found in fingerprinter.project(window):
                 writer.add(found.song, found.vectors, found.norms, found.chunk_norms)
-        writer.flush()
         workers.barrier()
         if isinstance(writer, StoreWriter):
             writer.adopt()

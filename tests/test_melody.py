@@ -38,7 +38,8 @@ def test_melody_generations_are_attributed_under_their_melody(musicgen, tmp_path
     from lumina_plugin.catalogue import build_catalogue
     from lumina_plugin.codec import codec_hash
     from lumina_plugin.hashing import state_hash
-    from lumina_plugin.passes import make_identity, open_or_create, prepare, run_pass
+    from lumina_plugin.passes import make_identity, open_or_create, run_pass
+    from lumina_plugin.prepared import prepare
     from lumina_plugin.store import CheckpointInfo
     from lumina_plugin.tokens import Tokenizer
 

@@ -62,42 +62,6 @@ def test_a_chain_of_runs_is_followed_to_the_hub_and_never_in_circles(tmp_path):
     assert {origin.name for origin in solvers._origins('//sig/d', tmp_path)} == {'dora:d', 'dora:e'}
 
 
-class _Processes:
-    """Two processes in turn: what zero broadcasts, the other receives."""
-
-    def __init__(self, monkeypatch):
-        self.rank, self.sent = 0, None
-        monkeypatch.setattr(flashy.distrib, 'is_distributed', lambda: True)
-        monkeypatch.setattr(flashy.distrib, 'is_rank_zero', lambda: self.rank == 0)
-        monkeypatch.setattr(torch.distributed, 'new_group', lambda **kwargs: kwargs)
-        monkeypatch.setattr(torch.distributed, 'broadcast_object_list', self._broadcast)
-        monkeypatch.setattr(torch.distributed, 'destroy_process_group', lambda group: None)
-
-    def _broadcast(self, outcome, src, group):
-        assert src == 0 and group['backend'] == 'gloo' and group['timeout'].days >= 1
-        if self.rank == 0:
-            self.sent = list(outcome)
-        else:
-            outcome[:] = self.sent
-
-
-def test_what_stops_process_zero_stops_those_that_wait(monkeypatch):
-    processes = _Processes(monkeypatch)
-    with solvers._rank_zero_alone() as works:
-        assert works
-    processes.rank = 1
-    with solvers._rank_zero_alone() as works:
-        assert not works
-    for error, told in (LuminaError('no such song'), 'no such song'), (KeyboardInterrupt(), 'stopped'):
-        processes.rank = 0
-        with pytest.raises(type(error)), solvers._rank_zero_alone():
-            raise error
-        processes.rank = 1
-        with pytest.raises(LuminaError, match=f'Process zero could not fingerprint: .*{told}'):
-            with solvers._rank_zero_alone():
-                pass
-
-
 class _Terminal(io.StringIO):
     def __init__(self, tty):
         super().__init__()
