@@ -26,15 +26,16 @@ class Project:
         self.argv = [*TINY, f'compression_model_checkpoint={self.codec}', f'datasource.train={self.manifest.parent}',
                      f'datasource.valid={self.manifest.parent}']
 
-    def start(self, *overrides: str) -> subprocess.Popen:
-        """`dora run` in a process of its own."""
-        return subprocess.Popen([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *self.argv, *overrides],
+    def start(self, *overrides: str, processes: int = 1) -> subprocess.Popen:
+        """`dora run` in a process of its own, or by several."""
+        ddp = ['-d', '--ddp_workers', str(processes)] if processes > 1 else []
+        return subprocess.Popen([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *ddp, *self.argv, *overrides],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root,
                                 env={**os.environ, 'LUMINA_DORA_DIR': str(self.root / 'runs')})
 
-    def dora(self, *overrides: str, check: bool = True) -> subprocess.CompletedProcess:
+    def dora(self, *overrides: str, check: bool = True, processes: int = 1) -> subprocess.CompletedProcess:
         """`dora run` to its end."""
-        process = self.start(*overrides)
+        process = self.start(*overrides, processes=processes)
         out, err = process.communicate()
         assert not check or process.returncode == 0, err[-3000:]
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

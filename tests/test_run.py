@@ -57,6 +57,19 @@ def test_an_interrupted_training_resumes_and_fingerprints_the_rest(project):
     assert len(json.loads((folder / 'history.json').read_text())) == 4
 
 
+def test_a_distributed_training_makes_the_store_that_one_process_makes_of_its_weights(project):
+    overrides = ('label=two', 'optim.epochs=2')
+    project.dora(*overrides, processes=2)
+    folder = project.folder(*overrides)
+    assert '2 processes' in (folder / 'solver.log.0').read_text()
+    store = folder / 'lumina' / 'default'
+    shared = {path.name: path.read_bytes() for path in store.rglob('*') if path.is_file() and path.name != '.lock'}
+    shutil.rmtree(store)
+    project.dora(*overrides, 'execute_only=fingerprint')
+    alone = {path.name: path.read_bytes() for path in store.rglob('*') if path.is_file() and path.name != '.lock'}
+    assert alone == shared and FingerprintStore.open(store).checkpoint('epoch-0002').complete
+
+
 def test_a_killed_training_resumes_by_the_same_command(project):
     """kill -9 once the first epochs are there; the same command goes on and ends with a whole store."""
     folder = project.folder('label=killed')
