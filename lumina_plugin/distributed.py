@@ -103,20 +103,16 @@ class DistributedScorer:
 def part_of_answer(values: ChannelStatistics, k: int, offset: int) -> Answer:
     """The answer as far as one process knows it: of its own songs, the first of which has number `offset`."""
     index = highest(values.score, k)
-    totals = Totals(len(values.score), int(values.passes_gate.sum()), int(values.qualified.sum()),
-                    statistics.total_weight(values.weight, values.qualified))
+    qualified = values.at(values.candidates).qualified
+    totals = Totals(len(values.score), int(values.passes_gate.sum()), int(qualified.sum()), values.earned)
     return Answer(index + offset, values.at(index), totals)
 
 
 def joined(parts: tp.Sequence[Answer], k: int) -> Answer:
     """The answer of all processes from those of each, by rank."""
     totals = Totals(*(sum(column) for column in zip(*(part.totals for part in parts), strict=True)))
-    first = parts[0].statistics
-    arrays: tp.Dict[str, tp.Any] = {
-        field.name: np.concatenate([getattr(part.statistics, field.name) for part in parts])
-        for field in dataclasses.fields(first) if isinstance(getattr(first, field.name), np.ndarray)}
-    arrays['share'] = statistics.shares(arrays['weight'], arrays['qualified'], totals.weight)
-    values = dataclasses.replace(first, unattributed=0.0 if totals.qualified else 1.0, **arrays)
+    cosine, score = (np.concatenate([getattr(part.statistics, name) for part in parts]) for name in ('cosine', 'score'))
+    values = dataclasses.replace(parts[0].statistics, cosine=cosine, score=score, earned=totals.weight)
     order = highest(values.score, k)  # parts are in the songs' order, and so are ties within each
     return Answer(np.concatenate([part.index for part in parts])[order], values.at(order), totals)
 

@@ -26,6 +26,7 @@ MIN_SONGS = 3  # with two songs every STS is +1 or -1: a spread says nothing
 TAILS = ('two_sided', 'one_sided')
 _ROUNDING = 1e-9  # an STS of exactly 1 must not earn money through its last bit
 _EQUAL = 1e-9  # spread of cosines below which only rounding is left
+_MARGIN = 1e-5  # relative; more than what fp32 scores of a large catalogue are rounded by
 _FLAT = 1e-12  # spread, relative to the largest score, below which all scores count as equal
 
 
@@ -184,13 +185,16 @@ class Spread(tp.NamedTuple):
 
 def spread_of(score: npt.ArrayLike) -> Spread:
     """The spread of scores `[N]`. It scales with them: sums stay in range."""
-    values = np.asarray(score, dtype=np.float64)
-    peak = float(np.abs(values).max(initial=0.0))
+    values = np.asarray(score)
+    peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     if peak == 0:
         return Spread(len(values), 0.0, 0.0, 0.0)
-    values = values / peak
-    # sums that do not depend on the songs' order, to the last bit; beyond, the last bit is not worth a sort
-    ordered = np.sort(values) if len(values) <= EXACT_SONGS else values
+    if len(values) > EXACT_SONGS:  # the last bit is not worth a sort, or another type
+        scaled = values * values.dtype.type(1 / peak)
+        mean = float(scaled.mean(dtype=np.float64))
+        scaled -= scaled.dtype.type(mean)
+        return Spread(len(values), peak, mean, math.sqrt(float(np.dot(scaled, scaled)) / len(values)))
+    ordered = np.sort(values.astype(np.float64) / peak)  # sums that do not depend on the songs' order, to the last bit
     return Spread(len(values), peak, float(ordered.mean()), float(ordered.std()))
 
 
@@ -258,41 +262,63 @@ def _sum(counted: FloatArray) -> float:
 class ChannelStatistics:
     """What one channel says about one query. Arrays are `[N]`, in the store's order of songs.
 
+    All but cosine and score is made from them when it is first asked for: of a million songs a reader looks at few.
+
     Attributes:
         cosine: mean cosine over checkpoints, which the gate judges.
         score: the recipe's score, from which STS and everything after it follow.
-        z: (cosine - noise mean) / noise floor.
-        sts: standardised score.
-        passes_gate: z reaches the gate's threshold.
-        qualified: passes the gate and STS > 1.
-        weight: max(0, STS - 1)², for every song, qualified or not.
-        share: fraction of the channel's money; sums to 1 or 0.
-        unattributed: what is left of 1.
+        spread: of the whole catalogue's scores.
+        earned: Σ of the weights of all songs that qualify.
         noise_floor: σ of the gate.
         noise_mean: the cosine that counts as unremarkable; 0 for the printed gate.
         gate: the gate that was used.
     """
     cosine: FloatArray
     score: FloatArray
-    z: FloatArray
-    sts: FloatArray
-    passes_gate: BoolArray
-    qualified: BoolArray
-    weight: FloatArray
-    share: FloatArray
-    unattributed: float
+    spread: Spread
+    earned: float
     noise_floor: float
     noise_mean: float
     gate: Gate
 
     def at(self, index: npt.NDArray[np.int64]) -> 'ChannelStatistics':
-        """The same numbers, of some songs only, in the order of `index`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        some: tp.Dict[str, tp.Any] = {name: value[index] if isinstance(value, np.ndarray) else value
-                                      for name, value in values.items()}
-        return ChannelStatistics(**some)
+        """The same numbers, of some songs only, in the order of `index`; shares stay those among all songs."""
+        return dataclasses.replace(self, cosine=self.cosine[index], score=self.score[index])
 
-    # what a reader sees and nothing else is computed from, made when it is first asked for
+    @property
+    def unattributed(self) -> float:
+        """What is left of 1 when all shares are paid."""
+        return 0.0 if self.earned > 0 else 1.0
+
+    @functools.cached_property
+    def z(self) -> FloatArray:
+        """(cosine - noise mean) / noise floor."""
+        return z_score(self.cosine, self.noise_floor, self.noise_mean)
+
+    @functools.cached_property
+    def sts(self) -> FloatArray:
+        """Standardised score."""
+        return standardised_scores(self.score, self.spread)
+
+    @functools.cached_property
+    def passes_gate(self) -> BoolArray:
+        """z reaches the gate's threshold."""
+        return self.gate.passes(self.z)
+
+    @functools.cached_property
+    def weight(self) -> FloatArray:
+        """max(0, STS - 1)², for every song, qualified or not."""
+        return weights(self.sts)
+
+    @functools.cached_property
+    def qualified(self) -> BoolArray:
+        """Passes the gate, and STS > 1."""
+        return self.passes_gate & (self.weight > 0)
+
+    @functools.cached_property
+    def share(self) -> FloatArray:
+        """Fraction of the channel's money; sums to 1 or 0 over all songs."""
+        return shares(self.weight, self.qualified, self.earned)
 
     @functools.cached_property
     def confidence(self) -> FloatArray:
@@ -308,6 +334,15 @@ class ChannelStatistics:
     def lip_percent(self) -> FloatArray:
         """(LIP + 1)/2 · 100."""
         return (self.lip + 1.0) * 50.0
+
+    @functools.cached_property
+    def candidates(self) -> npt.NDArray[np.int64]:
+        """Indices, ascending, of songs among which are all that qualify: those whose score lies above the mean by
+        (nearly) one sd."""
+        if self.spread.sd <= 0:
+            return np.arange(0)
+        least = (self.spread.mean + self.spread.sd * (1 - _MARGIN)) * self.spread.peak
+        return np.flatnonzero(self.score >= least - abs(least) * _MARGIN)
 
 
 def channel_statistics(
@@ -334,18 +369,17 @@ def channel_statistics(
     cosines, scores = _vector('cosine', cosine), _vector('score', score)
     if len(cosines) != len(scores):
         raise LuminaError(f"There are {len(cosines)} cosines but {len(scores)} scores: score the same songs for both.")
-    z = z_score(cosines, noise_floor, noise_mean)
-    sts = standardised_scores(scores, spread)
-    weight, passes = weights(sts), gate.passes(z)
-    qualified = passes & (weight > 0)
-    return ChannelStatistics(
-        cosine=cosines, score=scores, z=z, sts=sts, passes_gate=passes, qualified=qualified, weight=weight,
-        share=shares(weight, qualified), unattributed=0.0 if qualified.any() else 1.0,
-        noise_floor=float(noise_floor), noise_mean=float(noise_mean), gate=gate)
+    z_score(0.0, noise_floor)  # refuses one that is not above 0
+    values = ChannelStatistics(cosines, scores, spread_of(scores) if spread is None else spread, 0.0,
+                               float(noise_floor), float(noise_mean), gate)
+    some = values.at(values.candidates)
+    return dataclasses.replace(values, earned=total_weight(some.weight, some.qualified))
 
 
 def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    array = np.array(values)
+    if array.dtype != np.float32 or len(array) <= EXACT_SONGS:
+        array = array.astype(np.float64)
     if array.ndim != 1:
         raise LuminaError(f"{name} has shape {array.shape}, but [N] is expected: pass one query's row.")
     bad = np.flatnonzero(~np.isfinite(array))
