@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--songs 10000 --songs 100000 --songs 1000000] [--folder /tmp/scale]
 
 Synthetic fp16 fingerprints of two channels, D = 512, one checkpoint, in files that are memory-mapped and warm. A query
-is both channels: cosine and kernel regression against every song, the gate, all statistics, and the 20 highest songs.
+is both channels: cosine and kernel regression against every song, the gate, all statistics, and the 20 highest songs;
+one query alone makes the statistics of every song, a batch those of the highest songs and of all that qualify.
 """
 
 import collections
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import typer
 
-from lumina_plugin.scoring import Scorer, StackedRows, fit_scorers, score_together
+from lumina_plugin.scoring import Scorer, StackedRows, fit_scorers, highest, score_together
 from lumina_plugin.statistics import ChannelStatistics, channel_statistics, measured_noise
 
 DIM, CHANNELS, TOP, SHARD = 512, ('P', 'M'), 20, 1 << 16
@@ -69,13 +70,21 @@ def synthetic(folder: Path, songs: int, seed: int) -> StackedRows:
     return StackedRows(parts, DIM)
 
 
-def answer(scorers: tp.Mapping[str, Scorer], queries: np.ndarray, noise: tp.Tuple[float, float]
+EVERY = ('z', 'confidence', 'sts', 'lip_percent', 'weight', 'share', 'passes_gate', 'qualified')
+
+
+def answer(scorers: tp.Mapping[str, Scorer], queries: np.ndarray, noise: tp.Tuple[float, float], every: bool
            ) -> tp.Iterator[tp.Tuple[ChannelStatistics, np.ndarray]]:
-    """Statistics of each query in one channel, and the indices of its highest songs."""
+    """Statistics of each query in one channel, of `every` song or of the highest ones and those that qualify, and the
+    indices of the highest."""
     cosines, scores = score_together([scorers['cosine'], scorers['kernel']], queries)
     for cosine, score in zip(cosines, scores, strict=True):
         values = channel_statistics(cosine, score, noise[1], noise_mean=noise[0])
-        yield values, torch.topk(torch.from_numpy(score), TOP).indices.numpy()
+        best = highest(score, TOP)
+        for some in (values,) if every else (values.at(best), values.at(values.candidates)):
+            for name in EVERY:
+                getattr(some, name)
+        yield values, best
 
 
 def measure(folder: Path, songs: int, rounds: int) -> str:
@@ -95,12 +104,12 @@ def measure(folder: Path, songs: int, rounds: int) -> str:
         for index in range(rounds + 1):
             begun = time.perf_counter()
             for channel in CHANNELS:
-                collections.deque(answer(fitted[channel], queries[index:index + 1], noise[channel]), maxlen=0)
+                collections.deque(answer(fitted[channel], queries[index:index + 1], noise[channel], True), maxlen=0)
             single.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         for channel in CHANNELS:
             for first in range(0, len(queries), 32):
-                collections.deque(answer(fitted[channel], queries[first:first + 32], noise[channel]), maxlen=0)
+                collections.deque(answer(fitted[channel], queries[first:first + 32], noise[channel], False), maxlen=0)
         batch = time.perf_counter() - begun
     return (f'| {songs:,} | {fit:.2f} | {statistics.median(single[1:]):.3f} | {batch:.2f} | '
             f'{memory.bytes / 2 ** 30:.2f} |')

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import statistics
-from .scoring import DEFAULT_RIDGE, FloatArray, fit_scorers, mean_scores
+from .scoring import DEFAULT_RIDGE, FloatArray, fit_scorers, highest, mean_scores
 from .statistics import ChannelStatistics, Gate, Spread
 from .workers import Workers
 
@@ -115,16 +115,6 @@ def joined(parts: tp.Sequence[Answer], k: int) -> Answer:
     values = dataclasses.replace(parts[0].statistics, cosine=cosine, score=score, earned=totals.weight)
     order = highest(values.score, k)  # parts are in the songs' order, and so are ties within each
     return Answer(np.concatenate([part.index for part in parts])[order], values.at(order), totals)
-
-
-def highest(score: FloatArray, k: int) -> npt.NDArray[np.int64]:
-    """Indices of the k highest of scores `[N]`, best first, ties in their order."""
-    if k < len(score):
-        least = np.partition(score, len(score) - k)[len(score) - k] if k else np.inf
-        found = np.flatnonzero(score >= least)
-    else:
-        found = np.arange(len(score))
-    return found[np.argsort(-score[found], kind='stable')][:k]
 
 
 def consecutive(items: tp.Sequence[Item], rank: int, count: int) -> tp.List[Item]:

@@ -29,7 +29,8 @@ class Project:
     def start(self, *overrides: str, processes: int = 1) -> subprocess.Popen:
         """`dora run` in a process of its own, or by several."""
         ddp = ['-d', '--ddp_workers', str(processes)] if processes > 1 else []
-        return subprocess.Popen([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *ddp, *self.argv, *overrides],
+        return subprocess.Popen([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *ddp, *self.argv,
+                                 *overrides],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root,
                                 env={**os.environ, 'LUMINA_DORA_DIR': str(self.root / 'runs')})
 

@@ -1,0 +1,81 @@
+"""Batches of examples: like lengths together, and as large as memory takes."""
+
+import logging
+
+import pytest
+import torch
+
+from lumina_plugin.capture import full_gradient
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.gradients import Example, GradientModel
+from lumina_plugin.recipe import get_recipe
+
+from .tiny import build_lm, build_songs
+
+
+def model(batch_size=8):
+    return GradientModel(build_lm(), get_recipe('default'), batch_size=batch_size)
+
+
+def cut(example, frames):
+    return Example(example.codes[:, :frames], 0, frames, example.attributes)
+
+
+def test_examples_of_like_length_share_a_batch():
+    gradients = model(4)
+    examples = [cut(build_songs(gradients.lm, 1, seed=i)[0].examples[0], n) for i, n in enumerate((6, 17, 5, 17, 6, 6))]
+    seen = [batch for batch, _ in gradients.batches(examples, {name: full_gradient for name in gradients.blocks})]
+    assert seen == [[1, 3, 0, 4], [5, 2]]
+
+
+def test_shorter_examples_fill_a_batch_by_their_frames():
+    gradients = model(2)
+    one = build_songs(gradients.lm, 1)[0].examples[0]
+    examples = [cut(one, 16), *(cut(one, 8) for _ in range(5))]
+    seen = [batch for batch, _ in gradients.batches(examples, {name: full_gradient for name in gradients.blocks})]
+    assert seen == [[0, 1], [2, 3, 4, 5]]
+
+
+def test_what_follows_the_music_changes_nothing():
+    """Codes after the music are neither read nor computed, but for the steps that a delay pattern needs."""
+    gradients = model()
+    reducers = {name: full_gradient for name in gradients.blocks}
+    short = build_songs(gradients.lm, 1, frames=24)[0].examples[0]  # 17 of 24 frames are music
+    other = Example(torch.cat([short.codes[:, :17], (short.codes[:, 17:] + 5) % 16, short.codes], dim=1), 0, 17,
+                    short.attributes)
+    for name, gradient in gradients.gradients([short], reducers).items():
+        assert torch.equal(gradients.gradients([other], reducers)[name], gradient)
+
+
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory'), MemoryError(),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_a_batch_that_memory_does_not_hold_is_halved_and_said(error, caplog):
+    gradients, undisturbed = model(8), model(2)
+    inner, room = gradients.gradients, 3
+
+    def crowded(examples, reducers):
+        if len(examples) > room:
+            raise error
+        return inner(examples, reducers)
+    gradients.gradients = crowded
+    reducers = {name: full_gradient for name in gradients.blocks}
+    examples = [example for song in build_songs(gradients.lm, 6) for example in song.examples]
+    with caplog.at_level(logging.WARNING):
+        found = list(gradients.batches(examples, reducers))
+    assert gradients.batch_size == 2 and 'going on with batch_size 2' in caplog.text
+    assert sorted(index for batch, _ in found for index in batch) == list(range(len(examples)))
+    for (batch, one), (other, two) in zip(found, undisturbed.batches(examples, reducers), strict=True):
+        assert batch == other and all(torch.equal(one[name], two[name]) for name in one)
+    room = 0
+    with pytest.raises(LuminaError, match='not enough memory on cpu .* single chunk .*chunk_seconds'):
+        list(gradients.batches(examples, reducers))
+
+
+def test_another_error_is_not_taken_for_lack_of_memory():
+    gradients = model()
+
+    def broken(examples, reducers):
+        raise RuntimeError('shape mismatch')
+    gradients.gradients = broken
+    with pytest.raises(RuntimeError, match='shape mismatch'):
+        list(gradients.batches(build_songs(gradients.lm, 1)[0].examples, {}))
