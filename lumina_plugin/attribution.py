@@ -305,10 +305,11 @@ class Attributor:
             ids = [track_id for names, _ in shards for track_id in names]
             matrices.append(StackedRows([rows for _, rows in shards], self.store.identity.dim))
         names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
-        scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge) for songs in matrices]
+        unit = not self.recipe.projection.keeps_lengths
+        scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge, unit=unit) for songs in matrices]
         if self.recipe.gate.noise_floor == 'theory':
             return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
-        return _Channel(ids, scorers, *statistics.measured_noise(matrices), 'measured')
+        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured')
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""

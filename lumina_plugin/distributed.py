@@ -59,18 +59,19 @@ class DistributedScorer:
         method: the score. ridge: λ, for scores that have one.
         gate: 95 %, two-sided unless given.
         noise: mean and σ of the gate; measured unless given.
+        unit: False for fingerprints whose length counts.
     Raises:
         LuminaError: for songs that cannot be scored.
     """
 
     def __init__(self, workers: Workers, songs: tp.Sequence[tp.Any], method: str = 'cosine',
                  ridge: float = DEFAULT_RIDGE, gate: tp.Optional[Gate] = None,
-                 noise: tp.Optional[tp.Tuple[float, float]] = None):
-        self.workers, self.method, self.gate = workers, method, gate or Gate()
+                 noise: tp.Optional[tp.Tuple[float, float]] = None, unit: bool = True):
+        self.workers, self.method, self.gate, self._unit = workers, method, gate or Gate(), unit
         counts = workers.gather(songs[0].shape[0])
         self.count, self.offset = sum(counts), sum(counts[:workers.rank])
         names = list(dict.fromkeys(['cosine', method]))
-        self._scorers = [fit_scorers(names, rows, ridge, workers.sum) for rows in songs]
+        self._scorers = [fit_scorers(names, rows, ridge, workers.sum, unit) for rows in songs]
         self.noise_mean, self.noise_floor = self._measured(songs) if noise is None else noise
 
     def answer(self, queries: tp.Sequence[npt.ArrayLike], k: int) -> tp.List[Answer]:
@@ -95,7 +96,7 @@ class DistributedScorer:
         """`statistics.measured_noise` of all songs."""
         index = statistics.noise_sample(self.count) - self.offset
         index = index[(index >= 0) & (index < songs[0].shape[0])]
-        parts = self.workers.gather(statistics.unit_sample(songs, index))
+        parts = self.workers.gather(statistics.unit_sample(songs, index, self._unit))
         found = statistics.noise_of(np.concatenate(parts), len(songs)) if self.workers.rank == 0 else None
         return self.workers.broadcast(found)
 

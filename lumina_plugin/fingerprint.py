@@ -140,15 +140,18 @@ class Fingerprinter(GradientModel):
                      ) -> tp.Dict[str, BlockReducers]:
         """The first stage of the projections, by channel; fitted on second moments of a few chunks where the recipe
         says so."""
-        width = self.recipe.projection.block_width
+        config, norm = self.recipe.projection, self.recipe.block_norm
+        width = config.block_width
+        if width is not None and config.factor_kind == 'random':
+            return {channel: BlockReducers.random(blocks, width, config.seed, norm, self.device)
+                    for channel, blocks in self.channels.items()}
         moments = {name: Moments() for name in self.blocks}
         if width is not None and any(max(b.out_features, b.in_features) > width for b in self.blocks.values()):
             chunks = [(song, index) for song in spread(songs, FACTOR_CHUNKS) for index in range(len(song.examples))]
             sample = [song.examples[index] for song, index in spread(chunks, FACTOR_CHUNKS)]
             for _ in progress(self.batches(sample, moments), 'second moments', -(-len(sample) // self.batch_size)):
                 pass
-        return {channel: BlockReducers.fit(blocks, moments, width, self.recipe.block_norm)
-                for channel, blocks in self.channels.items()}
+        return {channel: BlockReducers.fit(blocks, moments, width, norm) for channel, blocks in self.channels.items()}
 
     def fit_sample(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]) -> tp.List[Song]:
         """The songs that the second stage of the projections is fitted on: none where it depends on no data."""
@@ -178,18 +181,18 @@ class Fingerprinter(GradientModel):
         """What a pass over so many songs will need: bytes of the projections that `fit` makes, and of the gradients
         that are held at once (those that it looks at, twice as they may be centred; or else a few batches)."""
         config = self.recipe.projection
-        if config.kind == 'random':
-            whole = 4 * sum(b.out_features * b.in_features for blocks in self.channels.values() for b in blocks)
-            return 0, whole * (2 * self.batch_size + 4)  # a batch, its parts of songs, and joined rows with signs
         kept = {channel: [(min(b.out_features, config.block_width or b.out_features),
                            min(b.in_features, config.block_width or b.in_features), b) for b in blocks]
                 for channel, blocks in self.channels.items()}
         factors = sum(rows * b.out_features + columns * b.in_features
-                      for blocks in kept.values() for rows, columns, b in blocks)
+                      for blocks in kept.values() for rows, columns, b in blocks) if config.block_width else 0
+        stored = factors if config.factor_kind == 'fitted' else 0  # random ones are made again from their seed
         joined = [sum(rows * columns for rows, columns, _ in blocks) for blocks in kept.values()]
+        if config.kind == 'random':  # a batch, its parts of songs, and joined rows with signs
+            return 4 * stored, 4 * (factors - stored + sum(joined) * (2 * self.batch_size + 4))
         used = min(songs, self._fit_songs(sum(joined)))
         rank = min(used - config.center, config.dim - config.residual_dim)
-        return 4 * (factors + sum(joined) * (rank + 1)), 2 * 4 * used * sum(joined)
+        return 4 * (stored + sum(joined) * (rank + 1)), 4 * (factors - stored + 2 * used * sum(joined))
 
     # -- fingerprints ---------------------------------------------------------------------------------------------
 

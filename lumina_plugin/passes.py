@@ -16,7 +16,7 @@ from .fingerprint import Fingerprinter, Projections, Song, Window
 from .hashing import model_config_hash
 from .prepared import PreparedCatalogue, progress_bar
 from .projection import BlockReducers, ChannelProjection
-from .recipe import Recipe
+from .recipe import Recipe, recipe_from_dict
 from .scoring import StackedRows
 from .store import CheckpointInfo, FingerprintStore, Identity, StorePart, StoreWriter, TrackRecord
 from .workers import Workers
@@ -66,7 +66,7 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
         workers.barrier()
         if isinstance(writer, StoreWriter):
             writer.adopt()
-            writer.finish(noise=_noise(store, checkpoint))
+            writer.finish(noise=measured_noise(store, checkpoint.name))
         workers.barrier()
     ranks = {f'rank_{channel}': float(p.facts().get('rank', p.projection.dim))
              for channel, p in fingerprinter.projections.items()}
@@ -146,11 +146,12 @@ def _projections(fingerprinter: Fingerprinter, store: FingerprintStore, checkpoi
             for channel, blocks in fingerprinter.channels.items()}
 
 
-def _noise(store: FingerprintStore, checkpoint: CheckpointInfo) -> tp.Dict[str, float]:
-    """Per channel, the spread of the cosines between this checkpoint's songs."""
-    return {channel: statistics.measured_noise([StackedRows(
-                [rows for _, rows in store.iter_vectors(checkpoint.name, channel, partial=True)],
-                store.identity.dim)])[1]
+def measured_noise(store: FingerprintStore, checkpoint: str) -> tp.Dict[str, float]:
+    """Per channel, the spread of the cosines between a checkpoint's songs."""
+    unit = not recipe_from_dict(store.identity.recipe).projection.keeps_lengths
+    return {channel: statistics.measured_noise(
+                [StackedRows([rows for _, rows in store.iter_vectors(checkpoint, channel, partial=True)],
+                             store.identity.dim)], unit=unit)[1]
             for channel in store.channels}
 
 

@@ -1,13 +1,15 @@
 """From the gradients of a channel's blocks to one vector of D numbers.
 
-Two stages. `BlockReducers` (inside the capture) keeps at most `block_width` directions on each side of a weight.
+Two stages. `BlockReducers` (inside the capture) keeps at most `block_width` numbers on each side of a weight.
 `RandomProjection` or `FittedProjection` then maps the joined blocks, R numbers, to D.
 """
 
 import abc
+import hashlib
 import typing as tp
 
 import torch
+from torch import nn
 
 from .capture import Moments, Reducer, TwoSided, full_gradient
 from .channels import Block
@@ -15,6 +17,7 @@ from .errors import LuminaError
 
 Tensors = tp.Dict[str, torch.Tensor]
 
+_DIRECTIONS_AT_ONCE = 64  # a basis can be large, and signs are applied to a copy
 _NONZEROS = 4  # signs per input coordinate of a sparse projection (Kane & Nelson 2014); more cost time, not accuracy
 
 
@@ -60,10 +63,14 @@ class BlockReducers:
         blocks (list of Block): The channel's weights.
         factors (dict): `'<block>.in'` [i, w_i] and `'<block>.out'` [o, w_o]; a missing side is kept whole.
         block_norm (bool): Scale each block to length 1 before joining.
+        made_from (mapping, optional): The facts that random factors can be made from again, so that they need not be
+            stored; nothing for fitted ones.
     """
 
-    def __init__(self, blocks: tp.Sequence[Block], factors: Tensors, block_norm: bool):
+    def __init__(self, blocks: tp.Sequence[Block], factors: Tensors, block_norm: bool,
+                 made_from: tp.Optional[tp.Mapping[str, str]] = None):
         self.blocks, self.factors, self.block_norm = list(blocks), factors, block_norm
+        self._made_from = dict(made_from or {})
 
     @classmethod
     def fit(cls, blocks: tp.Sequence[Block], moments: tp.Mapping[str, Moments], width: tp.Optional[int],
@@ -77,6 +84,37 @@ class BlockReducers:
                 if width is not None and size > width and moment is not None:
                     factors[f'{block.name}.{side}'] = _leading_directions(moment, width)
         return cls(blocks, factors, block_norm)
+
+    @classmethod
+    def random(cls, blocks: tp.Sequence[Block], width: int, seed: int, block_norm: bool,
+               device: tp.Union[str, torch.device] = 'cpu') -> 'BlockReducers':
+        """Seeded random factors on every side that is wider than `width`; they depend on no song.
+
+        Each has a generator of its own, seeded by (seed, block, side), whatever other blocks there are.
+        """
+        factors = {f'{block.name}.{side}': random_factor(size, width, seed, f'{block.name}.{side}').to(device)
+                   for block in blocks for side, size in (('in', block.in_features), ('out', block.out_features))
+                   if size > width}
+        facts = {'factors': 'random', 'block_width': str(width), 'factor_seed': str(seed)}
+        return cls(blocks, factors, block_norm, facts)
+
+    def tensors(self) -> Tensors:
+        """What must be stored, by name: fitted factors."""
+        return {} if self._made_from else {f'factor.{name}': tensor for name, tensor in self.factors.items()}
+
+    def facts(self) -> tp.Dict[str, str]:
+        """What random factors are made from again, as text; nothing for fitted ones."""
+        return dict(self._made_from)
+
+    @classmethod
+    def load(cls, blocks: tp.Sequence[Block], tensors: Tensors, facts: tp.Mapping[str, str], block_norm: bool,
+             device: tp.Union[str, torch.device]) -> 'BlockReducers':
+        """Rebuild from what `tensors` and `facts` gave; others among them are ignored."""
+        if facts.get('factors') == 'random':
+            return cls.random(blocks, int(facts['block_width']), int(facts['factor_seed']), block_norm, device)
+        prefix = 'factor.'
+        return cls(blocks, {name[len(prefix):]: tensor.to(device) for name, tensor in tensors.items()
+                            if name.startswith(prefix)}, block_norm)
 
     def reducers(self) -> tp.Dict[str, Reducer]:
         """One reducer per block, for `GradientCapture`."""
@@ -111,6 +149,22 @@ class BlockReducers:
         return unit_rows(torch.cat(rows, dim=-1)), norms
 
 
+def random_factor(size: int, width: int, seed: int, name: str) -> torch.Tensor:
+    """A seeded random matrix Q of shape [size, width] that keeps inner products in expectation: E[QQᵀ] = 1.
+
+    Its columns are orthogonal and of length √(size/width), in uniformly distributed directions (QR of Gaussian numbers
+    with a positive diagonal, Mezzadri 2007). Independent signs keep inner products in expectation too, but err more
+    where `width` is no small part of `size` (docs/projection.md): at width = size orthogonal columns are exact.
+
+    Args:
+        seed (int), name (str): Together they seed the generator; equal ones give the same matrix.
+    """
+    digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], 'big'))
+    q, r = torch.linalg.qr(torch.randn(size, width, generator=generator, dtype=torch.float64))
+    return (q * r.diagonal().sign() * (size / width) ** 0.5).float().contiguous()
+
+
 def _leading_directions(moment: torch.Tensor, width: int) -> torch.Tensor:
     """The `width` leading eigenvectors of a symmetric matrix as columns, with a fixed sign, in fp32."""
     _, vectors = torch.linalg.eigh(moment.double().cpu())
@@ -124,7 +178,7 @@ def _fix_signs(vectors: torch.Tensor) -> torch.Tensor:
 
 
 class Projection(abc.ABC):
-    """Map joined gradients [n, R] to fingerprints [n, D] of length 1."""
+    """Map joined gradients [n, R] of length 1 to fingerprints [n, D]."""
     kind: tp.ClassVar[str]
     dim: int
 
@@ -163,24 +217,31 @@ class RandomProjection(Projection):
 
 
 class FittedProjection(Projection):
-    """Principal directions of the songs' gradients, completed by random directions for what lies outside of them.
+    """Principal directions of the songs' gradients, and what to do about all that lies outside of them.
 
-    The r leading directions keep inner products with the fitted songs; the other D - r numbers are sparse random signs
-    applied to the residual, so that the length of a query still counts what no song explains, and a cosine stays the
-    cosine of the whole gradients up to a small noise.
+    The r leading directions keep inner products with the fitted songs. Without `residual` they are all there is: a
+    vector is as much shorter than 1 as its gradient lies outside, and the inner product of two vectors is the cosine of
+    the whole gradients but for what both have in common out there. With it, vectors have length 1, and the other D - r
+    numbers are sparse random signs of the residual, which keep a cosine on average, up to a noise of about 1/√(D - r)
+    of the lengths outside (docs/projection.md measures both).
 
     Args:
         mean (torch.Tensor): Subtracted first, of shape [R].
         basis (torch.Tensor): Orthonormal columns, of shape [R, r], r < D.
         dim (int): D. seed (int): of the residual's signs. songs (int): how many songs the fit used.
+        residual (bool): Whether there are any.
     """
     kind = 'fitted'
 
-    def __init__(self, mean: torch.Tensor, basis: torch.Tensor, dim: int, seed: int, songs: int):
+    def __init__(self, mean: torch.Tensor, basis: torch.Tensor, dim: int, seed: int, songs: int,
+                 residual: bool = True):
         self.mean, self.basis, self.dim, self.seed, self.songs = mean, basis, dim, seed, songs
-        self._residual = SparseSigns(mean.shape[0], dim - basis.shape[1], seed) if basis.shape[1] < dim else None
+        self._keeps_lengths = not residual
+        room = dim - basis.shape[1] if residual else 0
+        self._residual = SparseSigns(mean.shape[0], room, seed) if room else None
         # signs of the basis [r, D - r]: S(x - BBᵀx) = Sx - (SB)(Bᵀx), so that a residual is never formed
-        self._basis_signs = self._residual(basis.T.contiguous()) if self._residual is not None else None
+        self._basis_signs = None if self._residual is None else torch.cat(
+            [self._residual(part.T.contiguous()) for part in basis.split(_DIRECTIONS_AT_ONCE, dim=1)])
         self._centred = bool(mean.any())
 
     @property
@@ -191,18 +252,24 @@ class FittedProjection(Projection):
     def fit(cls, rows: torch.Tensor, dim: int, residual_dim: int, center: bool, seed: int) -> 'FittedProjection':
         """Fit on joined gradients of songs, of shape [n, R], through their n×n Gram matrix (exact, deterministic)."""
         mean = rows.mean(0) if center else torch.zeros_like(rows[0])
-        centred = rows - mean
+        centred = rows - mean if center else rows
         gram = (centred @ centred.T).double().cpu()
         values, vectors = torch.linalg.eigh(gram)
         keep = values > values[-1].clamp(min=0) * 1e-6  # fp32 rows: smaller ones are rounding
         rank = min(int(keep.sum()), dim - residual_dim)
         values, vectors = values[-rank:].flip(0) if rank else values[:0], vectors[:, vectors.shape[1] - rank:].flip(1)
         basis = centred.T @ (_fix_signs(vectors) / values.sqrt()).to(rows) if rank else rows.new_zeros(rows.shape[1], 0)
-        return cls(mean, basis, dim, seed, rows.shape[0])
+        return cls(mean, basis, dim, seed, rows.shape[0], residual_dim > 0)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.project(rows) if self._keeps_lengths else super().__call__(rows)
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
         centred = rows - self.mean if self._centred else rows
         inside = centred @ self.basis  # [n, r]
+        if self._keeps_lengths:
+            inside = inside / centred.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+            return nn.functional.pad(inside, (0, self.dim - self.rank))
         if self._residual is None or self._basis_signs is None:
             return inside
         return torch.cat([inside, self._residual(centred) - inside @ self._basis_signs], dim=-1)
@@ -212,7 +279,8 @@ class FittedProjection(Projection):
 
     def facts(self) -> tp.Dict[str, str]:
         return {'kind': self.kind, 'in_dim': str(self.mean.shape[0]), 'dim': str(self.dim), 'seed': str(self.seed),
-                'rank': str(self.rank), 'songs': str(self.songs), 'centred': str(self._centred)}
+                'rank': str(self.rank), 'songs': str(self.songs), 'centred': str(self._centred),
+                'residual': 'none' if self._keeps_lengths else 'signs'}
 
 
 class ChannelProjection:
@@ -227,11 +295,11 @@ class ChannelProjection:
         return self.projection(rows), norms
 
     def tensors(self) -> Tensors:
-        factors = {f'factor.{name}': tensor for name, tensor in self.reducers.factors.items()}
-        return {**factors, **{f'projection.{name}': tensor for name, tensor in self.projection.tensors().items()}}
+        kept = {f'projection.{name}': tensor for name, tensor in self.projection.tensors().items()}
+        return {**self.reducers.tensors(), **kept}
 
     def facts(self) -> tp.Dict[str, str]:
-        return self.projection.facts()
+        return {**self.projection.facts(), **self.reducers.facts()}
 
     @classmethod
     def load(cls, blocks: tp.Sequence[Block], tensors: Tensors, facts: tp.Mapping[str, str],
@@ -242,15 +310,15 @@ class ChannelProjection:
             LuminaError: when they do not belong to these blocks.
         """
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        factors = {name[len('factor.'):]: t for name, t in tensors.items() if name.startswith('factor.')}
-        reducers = BlockReducers(blocks, factors, block_norm)
+        reducers = BlockReducers.load(blocks, tensors, facts, block_norm, device)
         if int(facts['in_dim']) != reducers.dim:
             raise LuminaError(f"The stored projection takes {facts['in_dim']} numbers, but this model's channel gives "
                               f"{reducers.dim}; fingerprint again with this model.")
         projection: Projection
         if facts['kind'] == 'fitted':
             projection = FittedProjection(tensors['projection.mean'], tensors['projection.basis'],
-                                          int(facts['dim']), int(facts['seed']), int(facts['songs']))
+                                          int(facts['dim']), int(facts['seed']), int(facts['songs']),
+                                          facts.get('residual', 'signs') == 'signs')
         else:
             projection = RandomProjection(int(facts['in_dim']), int(facts['dim']), int(facts['seed']))
         return cls(reducers, projection)

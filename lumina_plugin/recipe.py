@@ -19,23 +19,46 @@ class ProjectionConfig(_Section):
         'fitted', description="random: seeded sparse signs. fitted: principal directions of the songs' own gradients, "
                               "and random ones for what they leave out.")
     dim: int = pydantic.Field(512, ge=8, description="Width D of a fingerprint, per channel.")
-    seed: int = pydantic.Field(0, ge=0, description="Seed of every random sign.")
+    seed: int = pydantic.Field(0, ge=0, description="Seed of everything random.")
     block_width: tp.Optional[int] = pydantic.Field(
-        None, ge=1, description="Keep at most this many directions on each side of a weight's gradient, fitted from "
-                                "second moments of its inputs and output gradients; null keeps all.")
+        None, ge=1, description="Keep at most this many numbers on each side of a weight's gradient; null keeps all.")
+    block_factors: tp.Optional[tp.Literal['random', 'fitted']] = pydantic.Field(
+        None, description="What a side wider than block_width is multiplied with. random: seeded orthonormal columns, "
+                          "no pass over the songs. fitted: leading directions of the second moments of the weight's "
+                          "inputs and output gradients. null: as kind.")
     fit_songs: int = pydantic.Field(2048, ge=2, description="At most so many songs are used for a fit.")
     center: bool = pydantic.Field(True, description="Subtract the songs' mean gradient before projecting (fitted).")
     residual_dim: int = pydantic.Field(
-        64, ge=0, description="Of the D numbers, at least so many are random directions outside the fitted ones, so "
-                              "that a query's norm counts what no song has (fitted).")
+        64, ge=0, description="Of the D numbers, at least so many are random signs of what lies outside the fitted "
+                              "directions, and vectors have length 1. 0: directions alone, and vectors as much shorter "
+                              "as they miss, so that inner products are those of the whole gradients (fitted).")
 
     @pydantic.model_validator(mode='after')
     def _widths_fit(self) -> 'ProjectionConfig':
         if self.kind == 'fitted' and self.residual_dim >= self.dim:
             raise ValueError(f"residual_dim ({self.residual_dim}) must be smaller than dim ({self.dim})")
-        if self.kind == 'random' and self.block_width is not None:
-            raise ValueError("block_width needs kind: fitted")
+        if self.block_factors is not None and self.block_width is None:
+            raise ValueError("block_factors needs a block_width")
         return self
+
+    @property
+    def keeps_lengths(self) -> bool:
+        """Whether a fingerprint's length says how much of its gradient the projection holds; else it is 1."""
+        return self.kind == 'fitted' and self.residual_dim == 0
+
+    @property
+    def factor_kind(self) -> tp.Literal['random', 'fitted']:
+        """Kind of the factors of a weight that is wider than `block_width`."""
+        return self.block_factors or self.kind
+
+    @pydantic.model_serializer(mode='wrap')
+    def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
+        """Leave `block_factors` out where it changes nothing: recipes did not always have it, and those that do
+        without it keep their hash."""
+        keys = dump(self)
+        if self.factor_kind == self.kind:
+            del keys['block_factors']
+        return keys
 
 
 class ScoringConfig(_Section):
@@ -104,7 +127,9 @@ class Recipe(_Section):
 
     def describe(self) -> tp.Dict[str, tp.Any]:
         """All keys, flat with dots, e.g. `{'projection.dim': 512, ...}`."""
-        return dict(_flatten(self.model_dump(mode='json')))
+        keys = self.model_dump(mode='json')
+        keys['projection']['block_factors'] = self.projection.factor_kind  # also where it follows from `kind`
+        return dict(_flatten(keys))
 
 
 def _hash(keys: tp.Mapping[str, tp.Any]) -> str:
@@ -130,7 +155,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     # several checkpoints of the training, a projection fitted on the songs, plain cosine.
     'default': dict(
         name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True, query_phases=4,
-        projection=dict(kind='fitted', dim=512, block_width=64, center=False, residual_dim=64),
+        projection=dict(kind='fitted', dim=512, block_width=64, center=False, residual_dim=0),
         scoring=dict(method='cosine'), gate=dict(noise_floor='measured')),
 }
 

@@ -62,15 +62,15 @@ class Scorer(abc.ABC):
     Raises:
         LuminaError: for songs of another shape, or of which one is not finite.
     """
-    unit: tp.ClassVar[bool] = True  # whether songs and queries count by direction alone
+    unit: bool = True  # whether songs and queries count by direction alone
 
     def __init__(self, songs: tp.Any, ridge: float = DEFAULT_RIDGE):
         self.songs, self.ridge = _as_songs(songs), ridge
         self.dtype = torch.float64 if self.songs.shape[0] <= EXACT_SONGS else torch.float32
         self.scales = torch.ones(self.songs.shape[0], dtype=self.dtype)  # of each song's products
 
-    def learn(self, unit: torch.Tensor) -> None:  # noqa: B027 (most scores keep nothing)
-        """What a score keeps of all songs; called for blocks [n, D] of them, scaled to length 1, in order."""
+    def learn(self, songs: torch.Tensor) -> None:  # noqa: B027 (most scores keep nothing)
+        """What a score keeps of all songs; called for blocks [n, D] of them, of length 1 if `unit`, in order."""
 
     def pool(self, total: tp.Callable[[torch.Tensor], torch.Tensor]) -> None:  # noqa: B027
         """Make what these songs taught what all songs teach; `total` sums over the processes that hold them."""
@@ -130,10 +130,13 @@ def _refine(products: torch.Tensor, directions: torch.Tensor, songs: tp.Any) -> 
 
 
 def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_RIDGE,
-                total: tp.Optional[tp.Callable[[torch.Tensor], torch.Tensor]] = None) -> tp.Dict[str, Scorer]:
+                total: tp.Optional[tp.Callable[[torch.Tensor], torch.Tensor]] = None, unit: bool = True
+                ) -> tp.Dict[str, Scorer]:
     """The named scores, made ready on songs [N, D] that are read once; λ has no effect on scores that have none.
 
     Args:
+        unit: False for fingerprints whose length is part of what they say (`ProjectionConfig.keeps_lengths`): then no
+            score scales songs or queries to length 1, and the cosine is their inner product.
         total: where `songs` are those of one process among several, sums a tensor over all of them (in float64). The
             scores are then those of these songs, as one process that holds all songs would give them.
     Raises:
@@ -147,15 +150,17 @@ def fit_scorers(names: tp.Sequence[str], songs: tp.Any, ridge: float = DEFAULT_R
     rows = _as_songs(songs)
     first = 0
     dtype = next(iter(scorers.values())).dtype
+    for scorer in scorers.values():
+        scorer.unit = scorer.unit and unit
     for block in _blocks(rows):
         exact = block.to(dtype)
         finite_rows(exact.numpy(), 'song', first)
         scales = _inverse_lengths(exact)
-        unit = exact * scales[:, None]
+        scaled = exact * scales[:, None]
         for scorer in scorers.values():
             if scorer.unit:
                 scorer.scales[first:first + len(block)] = scales
-            scorer.learn(unit)
+            scorer.learn(scaled if scorer.unit else exact)
         first += len(block)
     for scorer in scorers.values():
         if total is not None:
@@ -223,8 +228,8 @@ class Kernel(Scorer):
         width = self.songs.shape[1]
         self.gram = torch.zeros(width, width, dtype=torch.float64)
 
-    def learn(self, unit: torch.Tensor) -> None:
-        self.gram += unit.T @ unit  # [D, n] @ [n, D]
+    def learn(self, songs: torch.Tensor) -> None:
+        self.gram += songs.T @ songs  # [D, n] @ [n, D]
 
     def pool(self, total: tp.Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.gram = total(self.gram)

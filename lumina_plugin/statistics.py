@@ -42,6 +42,7 @@ def measured_noise(
     songs: tp.Union[npt.ArrayLike, tp.Sequence[tp.Union[npt.ArrayLike, StackedRows]]],
     rank: tp.Optional[int] = None,
     max_songs: int = 4096,
+    unit: bool = True,
 ) -> tp.Tuple[float, float]:
     """Mean and standard deviation of the cosines between different songs of the store: what counts as unremarkable.
 
@@ -55,12 +56,13 @@ def measured_noise(
             different the songs look from each other, so σ is never put below that. Leave it out where the
             projection keeps residual directions, which let an unrelated query be far from every song.
         max_songs: above this many songs a fixed random sample of them is used.
+        unit: False for fingerprints whose length counts (`scoring.fit_scorers`).
     Returns:
         The mean, and σ > 0. Without two songs to compare they are 0 and 1 (nothing passes a gate); where all cosines
         are the same σ is 1/√D.
     """
     rows = _checkpoints(songs)
-    return noise_of(unit_sample(rows, noise_sample(rows[0].shape[0], max_songs)), len(rows), rank)
+    return noise_of(unit_sample(rows, noise_sample(rows[0].shape[0], max_songs), unit), len(rows), rank)
 
 
 def noise_sample(count: int, max_songs: int = 4096) -> npt.NDArray[np.int64]:
@@ -70,9 +72,10 @@ def noise_sample(count: int, max_songs: int = 4096) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(count, max_songs, replace=False))
 
 
-def unit_sample(songs: tp.Any, index: npt.NDArray[np.int64]) -> FloatArray:
-    """Unit vectors [n, C * D] of some songs, those of C checkpoints side by side; `songs` as for `measured_noise`."""
-    return np.concatenate([unit_rows(_loaded(rows, index)) for rows in _checkpoints(songs)], axis=1)
+def unit_sample(songs: tp.Any, index: npt.NDArray[np.int64], unit: bool = True) -> FloatArray:
+    """Unit vectors [n, C * D] of some songs, those of C checkpoints side by side; arguments as for `measured_noise`."""
+    found = [_loaded(rows, index) for rows in _checkpoints(songs)]
+    return np.concatenate([unit_rows(rows) if unit else rows for rows in found], axis=1)
 
 
 def noise_of(unit: FloatArray, checkpoints: int = 1, rank: tp.Optional[int] = None) -> tp.Tuple[float, float]:

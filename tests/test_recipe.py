@@ -3,7 +3,7 @@
 import pytest
 
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.recipe import PRESETS, get_recipe, recipe_from_dict
+from lumina_plugin.recipe import PRESETS, ProjectionConfig, Recipe, get_recipe, recipe_from_dict
 
 
 @pytest.mark.parametrize('name', PRESETS)
@@ -23,9 +23,45 @@ def test_paper_is_the_printed_pipeline():
 @pytest.mark.parametrize('change', [
     dict(objective='cross_entropy'), dict(chunk_seconds=5.), dict(block_norm=False), dict(silence_db=-50.),
     dict(projection={'seed': 1}), dict(projection={'dim': 256}), dict(projection={'block_width': 32}),
+    dict(projection={'kind': 'random'}), dict(projection={'block_factors': 'random'}),
+    dict(projection={'residual_dim': 32}), dict(projection={'center': True}), dict(projection={'fit_songs': 64}),
     dict(channels={'P': ['self_attention']}), dict(song_phases=2)])
 def test_what_changes_a_vector_changes_the_fingerprint_hash(change):
     assert get_recipe('default', **change).fingerprint_hash != get_recipe('default').fingerprint_hash
+
+
+def test_those_changes_are_of_every_key_that_changes_a_vector():
+    (mark,) = test_what_changes_a_vector_changes_the_fingerprint_hash.pytestmark
+    changes = mark.args[1]
+    assert {key for change in changes for key in change} == set(Recipe().fingerprint_keys)
+    assert {key for change in changes for key in change.get('projection', {})} == set(ProjectionConfig.model_fields)
+
+
+HASHES = {  # of the presets, as stores carry them
+    'paper': ('a8c998221613294d04165027f3dd2dae1cab9e7429c4d2c86d1ccd95e90571cc',
+              'd4da41f90dd6eb195b1b46bf63b695a92b0f3111235528fb0ccfe124b93bd9d6'),
+    'default': ('aa1a207f044c9549b6083641fef4a007c8025f8f79f713e0a0e492c96789bc39',
+                '4f6e871eb186d82290543abb12a0e4c854a71803f69f42e9d333d169fd4b6824')}
+
+
+@pytest.mark.parametrize('name', HASHES)
+def test_presets_keep_their_hashes(name):
+    """A store is refused by a recipe of another hash: a new key must not change those that do without it."""
+    recipe = get_recipe(name)
+    assert (recipe.fingerprint_hash, recipe.hash) == HASHES[name]
+    before = recipe.model_dump(mode='json')  # as a store had it before there was such a key
+    assert 'block_factors' not in before['projection'] and recipe_from_dict(before).fingerprint_hash == HASHES[name][0]
+
+
+def test_block_factors_follow_the_kind_unless_said():
+    assert get_recipe('default').projection.factor_kind == 'fitted'
+    assert get_recipe('paper', projection={'block_width': 32}).projection.factor_kind == 'random'
+    mixed = get_recipe('default', projection={'block_factors': 'random'})
+    assert mixed.projection.factor_kind == 'random' and mixed.describe()['projection.block_factors'] == 'random'
+    assert recipe_from_dict(mixed.model_dump(mode='json')) == mixed
+    said = get_recipe('default', projection={'block_factors': 'fitted'})  # what it would be anyway
+    assert said.fingerprint_hash == get_recipe('default').fingerprint_hash and said.hash == get_recipe('default').hash
+    assert get_recipe('default').describe()['projection.block_factors'] == 'fitted'
 
 
 @pytest.mark.parametrize('change', [dict(scoring={'method': 'kernel'}), dict(gate={'tail': 'one_sided'}),
@@ -38,7 +74,9 @@ def test_what_changes_only_the_scoring_keeps_the_fingerprint_hash(change):
 @pytest.mark.parametrize('keys, named', [
     (dict(objectiv='margin'), 'objectiv'), (dict(projection={'dim': 4}), 'projection.dim'),
     (dict(gate={'level': 1.5}), 'gate.level'), (dict(channels={}), 'channels'), (dict(channels={'P': []}), 'channels'),
-    (dict(projection={'dim': 64, 'residual_dim': 64}), 'residual_dim')])
+    (dict(projection={'dim': 64, 'residual_dim': 64}), 'residual_dim'),
+    (dict(projection={'block_width': None, 'block_factors': 'random'}), 'block_factors needs a block_width'),
+    (dict(projection={'block_factors': 'sparse'}), 'projection.block_factors')])
 def test_a_bad_key_is_named(keys, named):
     with pytest.raises(LuminaError, match=named):
         get_recipe('default', **keys)

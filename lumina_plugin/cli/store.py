@@ -103,15 +103,9 @@ def merge(
     sources: tp.Annotated[tp.List[Path], typer.Argument(metavar='STORE...', help="Two stores or more.")],
 ) -> None:
     """Make one store of several that hold parts of a catalogue, made with the same model, recipe and projections."""
-    from ..statistics import measured_noise
-    from ..store import FingerprintStore
+    from ..passes import measured_noise
     from ..store import merge as merge_stores
-
-    def noise(store: FingerprintStore, checkpoint: str) -> tp.Dict[str, float]:
-        return {channel: measured_noise(store.vectors(checkpoint, channel)[1].float().numpy())[1]
-                for channel in store.channels}
-
-    store = merge_stores(out, sources, noise)
+    store = merge_stores(out, sources, measured_noise)
     print(f"{len(store.tracks)} songs of {len(sources)} stores in {out}")
 
 
