@@ -53,6 +53,7 @@ class TwoSided:
 class Moments:
     """Collect the second moments of a block's inputs and output gradients, of shapes [i, i] and [o, o].
 
+    Positions without a gradient, such as padding, add nothing to a weight's gradient and are left out of both.
     Their leading eigenvectors are the two sides of a fitted `TwoSided` reducer (the Kronecker factors of K-FAC,
     Martens & Grosse 2015).
     """
@@ -64,6 +65,7 @@ class Moments:
     def __call__(self, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         examples = len(a)
         a, delta = a.float().flatten(0, 1), delta.float().flatten(0, 1)  # [B * T, i], [B * T, o]
+        a = a[delta.any(dim=-1)]
         second_a, second_delta = a.T @ a, delta.T @ delta
         self.a = second_a if self.a is None else self.a + second_a
         self.delta = second_delta if self.delta is None else self.delta + second_delta

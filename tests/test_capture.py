@@ -65,6 +65,8 @@ def test_moments_are_second_moments_over_all_positions():
     moments(a[2:], delta[2:])
     torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
     torch.testing.assert_close(moments.delta, torch.einsum('bti,btj->ij', delta, delta))
+    moments(a, torch.zeros_like(delta))  # positions without a gradient are no evidence of which inputs matter
+    torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
 
 
 def test_what_follows_the_music_does_not_matter():
