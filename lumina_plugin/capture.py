@@ -53,6 +53,7 @@ class TwoSided:
 class Moments:
     """Collect the second moments of a block's inputs and output gradients, of shapes [i, i] and [o, o].
 
+    Positions without a gradient, such as padding, add nothing to a weight's gradient and are left out of both.
     Their leading eigenvectors are the two sides of a fitted `TwoSided` reducer (the Kronecker factors of K-FAC,
     Martens & Grosse 2015).
     """
@@ -62,11 +63,13 @@ class Moments:
         self.delta: tp.Optional[torch.Tensor] = None
 
     def __call__(self, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        examples = len(a)
         a, delta = a.float().flatten(0, 1), delta.float().flatten(0, 1)  # [B * T, i], [B * T, o]
+        a = a[delta.any(dim=-1)]
         second_a, second_delta = a.T @ a, delta.T @ delta
         self.a = second_a if self.a is None else self.a + second_a
         self.delta = second_delta if self.delta is None else self.delta + second_delta
-        return torch.zeros(1)
+        return a.new_zeros(examples)
 
 
 class _Rows:
@@ -83,6 +86,14 @@ class _Rows:
         if first >= last or self.width != other.width or (first - self.start) % self.width:
             return None
         return (first - self.start) // self.width, (last - self.start) // self.width
+
+
+def _as_multiplied(input: torch.Tensor) -> torch.Tensor:
+    """A linear's input in the precision in which it is multiplied: autocast rounds it inside of `F.linear`, unseen."""
+    kind = input.device.type
+    if not torch.is_autocast_enabled(kind) or input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return input
+    return input.to(torch.get_autocast_dtype(kind))
 
 
 class GradientCapture(TorchFunctionMode):
@@ -128,22 +139,30 @@ class GradientCapture(TorchFunctionMode):
     def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: tp.Optional[torch.Tensor] = None
                 ) -> torch.Tensor:
         """`F.linear`, remembered where its weight shares rows with a tapped one."""
+        shared = list(self._shared(weight)) if torch.is_grad_enabled() else []
+        if not shared:
+            return F.linear(input, weight, bias)
+        input = _as_multiplied(input)
         out = F.linear(input, weight, bias)
-        if not torch.is_grad_enabled() or not weight.is_contiguous():
-            return out
+        if not out.requires_grad:
+            out.requires_grad_()  # nothing below needs a gradient: the graph starts here
+        for name, part in shared:
+            out.register_hook(self._receive(name, input.detach(), part))
+        return out
+
+    def _shared(self, weight: torch.Tensor) -> tp.Iterator[tp.Tuple[str, tp.Optional[_Part]]]:
+        """The tapped weights that share rows with this one, and which rows; None where each is the other."""
+        if weight.dim() != 2 or not weight.is_contiguous():
+            return
         rows = _Rows(weight)
         index = bisect.bisect_left(self._starts, rows.stop)
         while index and self._taps[index - 1][0].stop > rows.start:
             index -= 1
             tapped, name = self._taps[index]
             place, taken = tapped.shared_with(rows), rows.shared_with(tapped)
-            if place is None or taken is None:
-                continue
-            if not out.requires_grad:
-                out.requires_grad_()  # nothing below needs a gradient: the graph starts here
-            whole = place == (0, tapped.count) and taken == (0, rows.count)
-            out.register_hook(self._receive(name, input.detach(), None if whole else (taken, place, tapped.count)))
-        return out
+            if place is not None and taken is not None:
+                whole = place == (0, tapped.count) and taken == (0, rows.count)
+                yield name, None if whole else (taken, place, tapped.count)
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int,
                    in_proj_weight: torch.Tensor, in_proj_bias: tp.Optional[torch.Tensor],
@@ -151,7 +170,7 @@ class GradientCapture(TorchFunctionMode):
                    attn_mask: tp.Optional[torch.Tensor], **rest: tp.Any) -> tp.Tuple[torch.Tensor, None]:
         """`F.multi_head_attention_forward` on [T, B, d], spelt out: torch's own projections are hidden from any mode.
 
-        Covers what audiocraft's plain `nn.MultiheadAttention` path asks of it, in evaluation mode.
+        Covers what audiocraft's plain `nn.MultiheadAttention` path asks of it, in evaluation mode and not recomputed.
         """
         asked = [name for name in ('bias_k', 'bias_v', 'add_zero_attn', 'key_padding_mask', 'need_weights',
                                    'use_separate_proj_weight', 'static_k', 'static_v', 'is_causal')
@@ -159,9 +178,16 @@ class GradientCapture(TorchFunctionMode):
         if asked or (rest['training'] and rest['dropout_p'] > 0):
             raise LuminaError(f"Attention that uses {asked[0] if asked else 'dropout'} of nn.MultiheadAttention cannot "
                               "be captured; build the model with transformer_lm.custom=true.")
-        biases = in_proj_bias.chunk(3) if in_proj_bias is not None else (None,) * 3
-        q, k, v = (self._linear(x.transpose(0, 1), w, b).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, H, T, d]
-                   for x, w, b in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True))
+        if self._from_embeddings:
+            raise LuminaError("nn.MultiheadAttention cannot be captured where layers are checkpointed: torch would "
+                              "recompute it in another way; build the model with transformer_lm.custom=true.")
+        d = query.shape[-1]  # as few products as torch makes, so that half precision rounds alike
+        sides, sizes = ([query, key, value], [d, d, d]) if key is not value else \
+            ([query], [3 * d]) if query is key else ([query, key], [d, 2 * d])
+        biases = in_proj_bias.split(sizes) if in_proj_bias is not None else [None] * len(sizes)
+        q, k, v = (one.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, H, T, d / H]
+                   for x, w, b in zip(sides, in_proj_weight.split(sizes), biases, strict=True)
+                   for one in self._linear(x.transpose(0, 1), w, b).split(d, dim=-1))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # [B, T, d]
         return self._linear(out, out_proj_weight, out_proj_bias).transpose(0, 1), None
 

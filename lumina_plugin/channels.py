@@ -24,6 +24,8 @@ LAYER_GROUPS: tp.Dict[str, str] = {
         r'transformer\.layers\.\d+\.cross_attention\.(mha\.)?in_proj_weight' + re.escape(_KEY_VALUE),
     'feed_forward': r'transformer\.layers\.\d+\.linear[12]\.weight',
 }
+# every matrix of the transformer and every output linear, each once: no part of one
+LAYER_GROUPS['all'] = '|'.join(p for group, p in LAYER_GROUPS.items() if group != 'cross_attention_key_value')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,23 @@ def attributes_for(lm: nn.Module, description: tp.Optional[str] = None) -> tp.An
     return attributes
 
 
+def condition_shapes(lm: nn.Module, attributes: tp.Any) -> tp.Hashable:
+    """The shapes of a chunk's conditions before they are embedded, e.g. how many words its text has.
+
+    Conditions of unlike shapes that share a pass are padded, and audiocraft's transformer attends to that padding: the
+    shorter ones would mean something else than alone. To be called in evaluation mode.
+    """
+    provider: tp.Any = lm.condition_provider
+    return _shapes(provider.tokenize([attributes]))
+
+
+def _shapes(tokenized: tp.Any) -> tp.Hashable:
+    if isinstance(tokenized, torch.Tensor):
+        return tuple(tokenized.shape)
+    values = tokenized.values() if isinstance(tokenized, tp.Mapping) else tokenized
+    return tuple(_shapes(value) for value in values) if isinstance(tokenized, (tp.Mapping, tuple)) else None
+
+
 def attributes_at(attributes: tp.Any, seconds: float) -> tp.Any:
     """The same conditions for a chunk that begins `seconds` into a generation.
 

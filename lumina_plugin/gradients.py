@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import random
 import typing as tp
 
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 
 from .capture import GradientCapture, Reducer
 from .channels import Block, resolve_channels
+from .conditions import condition_shapes
 from .errors import LuminaError
+from .magnet import hidden_predictions, is_magnet
 from .objectives import Objective, get_objective
 from .recipe import Recipe
 
@@ -66,6 +69,9 @@ class _ScoredModel(nn.Module):
             provider: tp.Any = self.lm.condition_provider
             conditions = provider(provider.tokenize(attributes))
         lm: tp.Any = self.lm
+        if is_magnet(lm):
+            logits, asked = hidden_predictions(lm, inputs, valid, conditions)
+            return self.objective(logits, codes, asked)
         # as `LMModel.compute_predictions`, but codes are brought into the pattern's order rather than logits out of it
         pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
         sequence, where, filled = pattern.build_pattern_sequence(inputs, lm.special_token_id,
@@ -111,7 +117,10 @@ class GradientModel:
         return {block.name: block for blocks in self.channels.values() for block in blocks}
 
     def gradients(self, examples: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]) -> Gradients:
-        """Reduced per-example gradients of one batch, by block name, each [B, o', i']."""
+        """Reduced per-example gradients of one batch, by block name, each [B, o', i'].
+
+        Those of each example alone, if padding for the others' sake changes none; `batches` sees to that.
+        """
         length = max(self._read(example) for example in examples)
         codes = self._there(torch.stack([nn.functional.pad(e.codes[:, :length], (0, max(0, length - e.codes.shape[-1])))
                                          for e in examples]))  # [B, K, T]
@@ -133,16 +142,19 @@ class GradientModel:
                 ) -> tp.Iterator[tp.Tuple[tp.List[int], Gradients]]:
         """Gradients of any number of examples, in batches: which of them a batch holds, and [B, o', i'] per block.
 
-        Examples of like length go together, longest first, so that little is padded; a batch holds as many frames as
-        `batch_size` of the longest have. A pass for which memory does not suffice is taken up again in halves.
+        Examples of one kind and like length go together, longest first, so that little is padded; a batch holds as
+        many frames as `batch_size` of the longest have. A pass for which memory does not suffice is taken up again in
+        halves.
 
         Raises:
             LuminaError: when there is no memory for a single example.
         """
         lengths = [self._read(example) for example in examples]
-        waiting = sorted(range(len(examples)), key=lambda index: -lengths[index])
+        kinds = self._kinds(examples)
+        waiting = sorted(range(len(examples)), key=lambda index: (kinds[index], -lengths[index]))
         while waiting:
-            batch = waiting[:max(1, self.batch_size * max(lengths) // lengths[waiting[0]])]
+            batch = [index for index in waiting[:max(1, self.batch_size * max(lengths) // lengths[waiting[0]])]
+                     if kinds[index] == kinds[waiting[0]]]
             gradients = self._if_it_fits([examples[index] for index in batch], reducers)
             if gradients is None:
                 continue
@@ -169,9 +181,26 @@ class GradientModel:
                        len(batch), self.batch_size)
         return None
 
+    def _kinds(self, examples: tp.Sequence[Example]) -> tp.List[int]:
+        """Which examples may share a pass, as numbers: those that padding for the others' sake would not change.
+
+        Their conditions have one shape, for the model attends to padded ones. Where codes end before all of them can be
+        predicted (or a MAGNeT attends to what follows them), they have one length as well.
+        """
+        numbers: tp.Dict[tp.Hashable, int] = {}
+        kinds = []
+        with _undisturbed(self.lm):
+            for example in examples:
+                read, length = self._read(example), example.codes.shape[-1]
+                kind = condition_shapes(self.lm, example.attributes), read if read == length else None
+                kinds.append(numbers.setdefault(kind, len(numbers)))
+        return kinds
+
     def _read(self, example: Example) -> int:
         """Frames of an example that the model must read: with a delay pattern, the last ones that count are predicted
-        some steps after the music has ended."""
+        some steps after the music has ended. A MAGNeT reads all that there are."""
+        if is_magnet(self.lm):
+            return example.codes.shape[-1]
         provider: tp.Any = self.lm.pattern_provider
         return min(example.codes.shape[-1], example.stop + max(getattr(provider, 'delays', [0])))
 
@@ -188,7 +217,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 class _undisturbed:
-    """Evaluation mode and a random state of its own for the duration of a pass; both are put back."""
+    """Evaluation mode and a random state of its own for the duration of a pass; both are put back.
+
+    Python's own starts over in every pass: demucs draws from it where it cuts a melody.
+    """
 
     def __init__(self, lm: nn.Module):
         self.lm = lm
@@ -198,9 +230,12 @@ class _undisturbed:
         devices = [p.device for p in self.lm.parameters() if p.device.type == 'cuda'][:1]
         self._rng = torch.random.fork_rng(devices=devices)
         self._rng.__enter__()
+        self._python = random.getstate()
+        random.seed(0)
         self.lm.eval()
 
     def __exit__(self, *error: tp.Any) -> None:
         for module, training in self._modes:
             module.training = training
+        random.setstate(self._python)
         self._rng.__exit__(*error)

@@ -10,27 +10,10 @@ from lumina_plugin.channels import LAYER_GROUPS, resolve_blocks
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.fingerprint import Fingerprinter
 from lumina_plugin.gradients import Example
-from lumina_plugin.objectives import get_objective
 from lumina_plugin.recipe import get_recipe
 
+from .oracle import oracle, relative_error
 from .tiny import build_lm, build_songs
-
-EVERYTHING = {'P': ['self_attention'], 'M': ['output_linears'], 'FF': ['feed_forward']}
-
-
-def oracle(lm, example: Example, objective: str):
-    """Gradient of one example by plain autograd on the model's own weights."""
-    lm.eval()
-    lm.zero_grad()
-    conditions = lm.condition_provider(lm.condition_provider.tokenize([example.attributes]))
-    frames = torch.arange(example.codes.shape[-1])
-    inputs = example.codes.masked_fill(frames >= example.stop, lm.special_token_id)  # padding is never read
-    out = lm.compute_predictions(inputs[None], [], conditions)
-    valid = (frames >= example.start) & (frames < example.stop)
-    get_objective(objective)(out.logits, example.codes[None], out.mask & valid[None, None]).sum().backward()
-    gradients = {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
-    lm.zero_grad(set_to_none=True)
-    return gradients
 
 
 @pytest.mark.parametrize('batch', [1, 3, 8])
@@ -41,16 +24,14 @@ def oracle(lm, example: Example, objective: str):
 ], ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()))
 def test_batched_capture_equals_autograd(options, batch):
     lm = build_lm(**options)
-    channels = {**EVERYTHING, **({'X': ['cross_attention']} if options.get('fuse') == 'cross' else {})}
-    recipe = get_recipe('default', channels=channels, objective='margin' if batch == 3 else 'cross_entropy')
+    recipe = get_recipe('default', channels={'A': ['all']}, objective='margin' if batch == 3 else 'cross_entropy')
     examples = [example for song in build_songs(lm, 6) for example in song.examples][:batch]
     fingerprinter = Fingerprinter(lm, recipe)
     captured = fingerprinter.gradients(examples, {name: full_gradient for name in fingerprinter.blocks})
     for row, example in enumerate(examples):
         expected = oracle(lm, example, recipe.objective)
         for name, gradient in captured.items():
-            error = (gradient[row] - expected[name]).norm() / expected[name].norm()
-            assert error < 1e-5, (name, row)
+            assert relative_error(gradient[row], expected[name]) < 1e-5, (name, row)
 
 
 def test_masked_frames_give_no_gradient():
@@ -84,6 +65,8 @@ def test_moments_are_second_moments_over_all_positions():
     moments(a[2:], delta[2:])
     torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
     torch.testing.assert_close(moments.delta, torch.einsum('bti,btj->ij', delta, delta))
+    moments(a, torch.zeros_like(delta))  # positions without a gradient are no evidence of which inputs matter
+    torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
 
 
 def test_what_follows_the_music_does_not_matter():
@@ -137,6 +120,11 @@ def test_channels_resolve_to_the_papers_sources():
         resolve_blocks(lm, ['nothing'])
     with pytest.raises(LuminaError, match='no regular expression'):
         resolve_blocks(lm, ['('])
+    every = {group: {block.name for block in resolve_blocks(lm, [group])} for group in LAYER_GROUPS}
+    assert every.pop('all') == set().union(*every.values()) - every['cross_attention_key_value']
+    assert every['feed_forward'] == {f'transformer.layers.{i}.linear{n}.weight' for i in range(2) for n in (1, 2)}
+    without = [block.name for block in resolve_blocks(build_lm(), ['all'])]  # a model without cross attention
+    assert set(without) == every['self_attention'] | every['feed_forward'] | every['output_linears']
     own = [block.name for block in resolve_blocks(lm, [r'transformer\..*_attn\..*'])]
     assert own == names  # patterns mean parameters, never parts of one
 
@@ -164,3 +152,7 @@ def test_attention_that_cannot_be_captured_is_refused():
     with GradientCapture({'w': attention.in_proj_weight.detach()}, {'w': full_gradient}):
         with pytest.raises(LuminaError, match='bias_k'):
             attention(x, x, x, need_weights=False)
+    lm = build_lm(custom=False, memory_efficient=False, checkpointing='torch')
+    fingerprinter = Fingerprinter(lm, get_recipe('default'))
+    with pytest.raises(LuminaError, match='checkpointed'):
+        fingerprinter.gradients(build_songs(lm, 1)[0].examples, {name: full_gradient for name in fingerprinter.blocks})

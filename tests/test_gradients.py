@@ -18,7 +18,8 @@ def model(batch_size=8):
 
 
 def cut(example, frames):
-    return Example(example.codes[:, :frames], 0, frames, example.attributes)
+    """Of which so many frames are music and the others padding."""
+    return Example(example.codes, 0, frames, example.attributes)
 
 
 def test_examples_of_like_length_share_a_batch():
@@ -31,9 +32,18 @@ def test_examples_of_like_length_share_a_batch():
 def test_shorter_examples_fill_a_batch_by_their_frames():
     gradients = model(2)
     one = build_songs(gradients.lm, 1)[0].examples[0]
-    examples = [cut(one, 16), *(cut(one, 8) for _ in range(5))]
+    examples = [cut(one, 17), *(cut(one, 7) for _ in range(5))]  # 3 more are read, for the delays
     seen = [batch for batch, _ in gradients.batches(examples, {name: full_gradient for name in gradients.blocks})]
     assert seen == [[0, 1], [2, 3, 4, 5]]
+
+
+def test_codes_that_end_with_the_music_are_not_padded():
+    """Padded, those of late codebooks at their end would be predicted, which alone they are not."""
+    gradients = model()
+    one = build_songs(gradients.lm, 1)[0].examples[0]
+    examples = [Example(one.codes[:, :frames], 0, frames, one.attributes) for frames in (24, 9, 24)]
+    seen = [batch for batch, _ in gradients.batches(examples, {name: full_gradient for name in gradients.blocks})]
+    assert seen == [[0, 2], [1]]
 
 
 def test_what_follows_the_music_changes_nothing():
