@@ -25,9 +25,10 @@ from audiocraft.models.lm import LMModel  # noqa: E402  (after the shims)
 from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa: E402
 from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider, LUTConditioner  # noqa: E402
 
+from lumina_plugin.channels import Block  # noqa: E402
 from lumina_plugin.conditions import attributes_for  # noqa: E402
 from lumina_plugin.fingerprint import Example, Fingerprinter, Song  # noqa: E402
-from lumina_plugin.projection import ChannelProjection, FittedProjection  # noqa: E402
+from lumina_plugin.projection import BlockReducers, ChannelProjection, FittedProjection  # noqa: E402
 from lumina_plugin.recipe import Recipe, get_recipe  # noqa: E402
 
 # d, heads, layers, hidden scale, codes of a codebook, frames of 10 s, cross attention; MusicGen's published sizes
@@ -85,17 +86,26 @@ def training_step(lm: LMModel, examples: tp.Sequence[Example], device: str, back
     return step
 
 
-def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe, device: str) -> Pass:
+def factors(blocks: tp.Sequence[Block], width: tp.Optional[int], device: str) -> tp.Dict[str, torch.Tensor]:
+    """Random two-sided factors of the shapes that `BlockReducers.fit` gives."""
+    sides = [(f'{block.name}.{side}', size) for block in blocks
+             for side, size in (('in', block.in_features), ('out', block.out_features))]
+    return {name: torch.randn(size, width, device=device) / size ** 0.5
+            for name, size in sides if width is not None and size > width}
+
+
+def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe, device: str,
+                     batch_size: tp.Optional[int] = None) -> Pass:
     """Everything from codes to fingerprints, with projections as wide as those of a catalogue of thousands.
 
-    The factors are fitted on this batch; the principal directions are as many as D has room for, of random entries.
+    Factors and principal directions have random entries: a fit would take minutes and end in the same shapes.
     """
-    fingerprinter = Fingerprinter(lm, recipe, batch_size=len(examples), autocast=autocast_of(device))
+    fingerprinter = Fingerprinter(lm, recipe, batch_size=batch_size or len(examples), autocast=autocast_of(device))
     songs = [Song(str(index), [example]) for index, example in enumerate(examples)]
-    reducers = fingerprinter._fit_reducers(songs, lambda items, *_: items)
     rank = recipe.projection.dim - recipe.projection.residual_dim
     projections = {}
-    for channel, reducer in reducers.items():
+    for channel, blocks in fingerprinter.channels.items():
+        reducer = BlockReducers(blocks, factors(blocks, recipe.projection.block_width, device), recipe.block_norm)
         basis = torch.randn(reducer.dim, rank, device=device) / reducer.dim ** 0.5
         mean = torch.zeros(reducer.dim, device=device)
         projections[channel] = ChannelProjection(
@@ -145,18 +155,17 @@ def _resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def peak_of(shape: str, name: str, batch: int, device: str) -> int:
-    """Bytes that one pass needs beyond the loaded model, projections included; to be called in a fresh process."""
-    made = passes(shape, batch, device)
+def peak_above(make: tp.Callable[[], Pass], device: str) -> int:
+    """Bytes that a pass needs beyond what is loaded, its own preparation included; to be called in a fresh process."""
     if device == 'cuda':
         before = torch.cuda.memory_allocated()
-        step = made[name]()
+        step = make()
         step()
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
     before = _resident('VmRSS')
-    step = made[name]()
+    step = make()
     step()
     with open('/proc/self/clear_refs', 'w') as refs:
         refs.write('5')  # forget the highest mark so far
@@ -199,7 +208,7 @@ def main(shape: tp.Optional[tp.List[str]] = None, batch: int = 0, device: str = 
     shapes = shape or ['quickstart', 'small']
     batches = {'quickstart': 8, 'small': 2, 'medium': 8, 'large': 8} if device == 'cpu' else {}
     if peak:
-        print(json.dumps(peak_of(shapes[0], peak, batch, device)))
+        print(json.dumps(peak_above(passes(shapes[0], batch, device)[peak], device)))
         return
     lines = list(HEAD)
     for one in shapes:
