@@ -73,7 +73,8 @@ setup(
     package_data={'lumina_plugin': ['**/*.safetensors', '**/*.json', '**/*.j2', '**/*.css', '**/*.js', '**/*.md'],
                   'lumina_plugin.config': ['**/*.yaml']},
     install_requires=REQUIRED,
-    extras_require={'test': ['hypothesis>=6.100,<7', 'mypy>=1.15,<3', 'pytest>=8,<10', 'ruff>=0.9,<1',
+    extras_require={'peers': ['dattri>=0.3,<0.4'],  # what benchmarks/peers.py compares with
+                    'test': ['hypothesis>=6.100,<7', 'mypy>=1.15,<3', 'pytest>=8,<10', 'ruff>=0.9,<1',
                              'setuptools>=68']},  # setuptools: a test builds the wheel without network
     entry_points={'console_scripts': ['lumina = lumina_plugin.cli:main']},
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only',

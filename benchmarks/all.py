@@ -1,8 +1,11 @@
 """Run every benchmark of speed and safety and write docs/benchmarks.md, with machine and versions: `make bench`.
 
     python benchmarks/all.py [--shape quickstart --shape small]
+
+The comparison with other libraries needs them installed: `pip install -e '.[peers]'`.
 """
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -23,6 +26,16 @@ def output_of(script: str, *arguments: str) -> str:
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+def peers(shapes: tp.Sequence[str]) -> str:
+    """The comparison with other libraries, on the CPU and on the models that it can bear; or why there is none."""
+    borne = [shape for shape in shapes if shape in ('quickstart', 'small')]
+    if not borne:
+        return 'Not measured in this run: neither `quickstart` nor `small` was among its shapes.'
+    if importlib.util.find_spec('dattri') is None:
+        return "Not measured in this run: dattri was not installed (`pip install -e '.[peers]'` brings it)."
+    return output_of('peers.py', *(part for one in borne for part in ('--shape', one)))
+
+
 def processor() -> str:
     """The processor's name, where Linux tells it."""
     try:
@@ -39,6 +52,7 @@ def main(shape: tp.Optional[tp.List[str]] = None) -> None:
     on = torch.cuda.get_device_name() if device == 'cuda' else processor()
     sections = {
         'capture': output_of('capture.py', '--device', device, *(part for one in shapes for part in ('--shape', one))),
+        'peers': peers(shapes),
         'scale': output_of('scale.py'),
         'kill': output_of('store_kill.py'),
         'machine': f'{on}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, '

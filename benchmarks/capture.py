@@ -9,6 +9,7 @@ pass; they are given apart. Weights are random: neither time nor memory depends 
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from audiocraft.models.lm import LMModel  # noqa: E402  (after the shims)
 from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa: E402
 from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider, LUTConditioner  # noqa: E402
 
+from lumina_plugin.channels import Block  # noqa: E402
 from lumina_plugin.conditions import attributes_for  # noqa: E402
 from lumina_plugin.fingerprint import Fingerprinter, Song  # noqa: E402
 from lumina_plugin.gradients import Example  # noqa: E402
@@ -92,15 +94,25 @@ def training_steps(lm: LMModel, examples: tp.Sequence[Example], batch: int, devi
     return lambda: [step(examples[first:first + batch]) for first in range(0, len(examples), batch)]
 
 
+def factors(blocks: tp.Sequence[Block], width: tp.Optional[int], device: str) -> tp.Dict[str, torch.Tensor]:
+    """Random two-sided factors of the shapes that `BlockReducers.fit` gives."""
+    sides = [(f'{block.name}.{side}', size) for block in blocks
+             for side, size in (('in', block.in_features), ('out', block.out_features))]
+    return {name: torch.randn(size, width, device=device) / size ** 0.5
+            for name, size in sides if width is not None and size > width}
+
+
 def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe, batch: int, device: str) -> Pass:
     """Everything from codes to fingerprints, with projections as wide as those of a catalogue of thousands.
 
-    The factors are fitted on this batch; the principal directions are as many as D has room for, of random entries.
+    Factors and principal directions have random entries: a fit would take minutes and end in the same shapes.
     """
     fingerprinter = Fingerprinter(lm, recipe, batch_size=batch, autocast=autocast_of(device))
     songs = [Song(str(index), [example]) for index, example in enumerate(examples)]
-    fingerprinter.projections = {channel: mapped_projection(fingerprinter, channel, reducer)
-                                 for channel, reducer in fingerprinter.fit_reducers(songs[:batch]).items()}
+    fingerprinter.projections = {
+        channel: mapped_projection(fingerprinter, channel, BlockReducers(
+            blocks, factors(blocks, recipe.projection.block_width, device), recipe.block_norm))
+        for channel, blocks in fingerprinter.channels.items()}
     return lambda: list(fingerprinter.fingerprints(songs))
 
 
@@ -109,7 +121,8 @@ def mapped_projection(fingerprinter: Fingerprinter, channel: str, reducer: Block
     config = fingerprinter.recipe.projection
     rank = config.dim - config.residual_dim
     made = ChannelProjection(reducer, FittedProjection(
-        torch.zeros(reducer.dim), torch.randn(reducer.dim, rank) / reducer.dim ** 0.5, config.dim, config.seed, rank))
+        torch.zeros(reducer.dim), torch.randn(reducer.dim, rank) / reducer.dim ** 0.5, config.dim, config.seed, rank,
+        residual=config.residual_dim > 0))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'projection.safetensors'
         save_file({name: tensor.cpu().contiguous() for name, tensor in made.tensors().items()}, path)
@@ -158,19 +171,18 @@ def _resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def peak_of(shape: str, name: str, batch: int, device: str) -> tp.Tuple[int, int]:
-    """Bytes that one pass needs beyond the loaded model and, apart, bytes of files that it has mapped; to be called in
-    a fresh process."""
-    made = passes(shape, batch, device, batches=2)
+def peak_above(make: tp.Callable[[], Pass], device: str) -> tp.Tuple[int, int]:
+    """Bytes that a pass needs beyond what is loaded and, apart, bytes of files that it has mapped; its own preparation
+    included; to be called in a fresh process."""
     if device == 'cuda':
         before = torch.cuda.memory_allocated()
-        step = made[name]()
+        step = make()
         step()
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before, 0
     before, files = _resident('RssAnon'), _resident('RssFile')
-    step = made[name]()
+    step = make()
     step()
     mapped = _resident('RssFile')
     with open('/proc/self/clear_refs', 'w') as refs:
@@ -183,7 +195,10 @@ def memory(shape: str, batch: int, device: str) -> tp.Dict[str, tp.Tuple[int, in
     found = {}
     for name in ('forward + backward', 'fingerprint P + M', 'fingerprint M alone'):
         argv = [sys.executable, __file__, '--peak', name, '--shape', shape, '--batch', str(batch), '--device', device]
-        found[name] = tuple(json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout))
+        # small allocations go back to the system when they are freed, so that the peak is what is needed at once
+        ran = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '131072'})
+        found[name] = tuple(json.loads(ran.stdout))
     return found
 
 
@@ -216,7 +231,7 @@ def main(shape: tp.Optional[tp.List[str]] = None, batch: int = 0, device: str = 
     shapes = shape or ['quickstart', 'small']
     batches = {'quickstart': 8, 'small': 2, 'medium': 8, 'large': 8} if device == 'cpu' else {}
     if peak:
-        print(json.dumps(peak_of(shapes[0], peak, batch, device)))
+        print(json.dumps(peak_above(passes(shapes[0], batch, device, batches=2)[peak], device)))
         return
     lines = list(HEAD)
     for one in shapes:
