@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import LuminaError
 
-# (input a [B, T, i], output gradient δ [B, T, o]) -> whatever the reducer keeps, with B first, summable over calls
+# (input a [B, T, i], output gradient δ [B, T, o]) -> whatever the reducer makes of them, with B first, summable over
+# calls. A reducer with a method `keep` is given what that makes of `a` instead, so that `a` itself can be freed.
 Reducer = tp.Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # rows of an output that are shared with a tapped weight, their rows in it, and how many it has
 _Part = tp.Tuple[tp.Tuple[int, int], tp.Tuple[int, int], int]
@@ -44,10 +45,13 @@ class TwoSided:
         self.u_in = u_in
         self.u_out = u_out
 
-    def __call__(self, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        a = a.float() if self.u_in is None else a.float() @ self.u_in  # [B, T, w_i]
+    def keep(self, a: torch.Tensor) -> torch.Tensor:
+        """What must be kept of inputs a [B, T, i] until the backward pass: [B, T, w_i]."""
+        return a if self.u_in is None else a.float() @ self.u_in
+
+    def __call__(self, kept: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         delta = delta.float() if self.u_out is None else delta.float() @ self.u_out  # [B, T, w_o]
-        return torch.einsum('bto,bti->boi', delta, a)
+        return torch.einsum('bto,bti->boi', delta, kept.float())
 
 
 class Moments:
@@ -147,7 +151,10 @@ class GradientCapture(TorchFunctionMode):
         if not out.requires_grad:
             out.requires_grad_()  # nothing below needs a gradient: the graph starts here
         for name, part in shared:
-            out.register_hook(self._receive(name, input.detach(), part))
+            with torch.no_grad():
+                keep = getattr(self._reducers[name], 'keep', None)
+                kept = input.detach() if keep is None else keep(input.detach())
+            out.register_hook(self._receive(name, kept, part))
         return out
 
     def _shared(self, weight: torch.Tensor) -> tp.Iterator[tp.Tuple[str, tp.Optional[_Part]]]:

@@ -113,6 +113,7 @@ class Fingerprinter(GradientModel):
             for channel, blocks in self.channels.items():
                 found = sum(gradients[block.name].flatten(1).norm(dim=1).square() for block in blocks)
                 squares[channel][batch] = tp.cast(torch.Tensor, found).float().cpu()
+            gradients.clear()  # not to be held beside those of the next batch
         sizes = [len(song) for song in songs]
         split = {channel: values.sqrt().split(sizes) for channel, values in squares.items()}
         return sums, [{channel: parts[row] for channel, parts in split.items()} for row in range(len(songs))]
