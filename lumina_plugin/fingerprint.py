@@ -228,19 +228,20 @@ class Fingerprinter(GradientModel):
         index = torch.arange(len(examples)) if parts is None else torch.tensor(parts)
         weights = torch.tensor([example.weight for example in examples])
         member = weights * (index == torch.arange(int(index.max()) + 1)[:, None])  # [parts, n]
-        whole, each = self._mixed(examples, [(weights / weights.sum())[None], member / member.sum(1, keepdim=True)])
-        return ({channel: projection(whole)[0][0].cpu() for channel, projection in projections.items()},
-                {channel: projection(each)[0].cpu() for channel, projection in projections.items()})
+        mixture = torch.cat([(weights / weights.sum())[None], member / member.sum(1, keepdim=True)])  # [1 + parts, n]
+        mixed = self._mixed(examples, mixture)
+        vectors = {channel: projection(mixed)[0].cpu() for channel, projection in projections.items()}
+        return ({channel: rows[0] for channel, rows in vectors.items()},
+                {channel: rows[1:] for channel, rows in vectors.items()})
 
-    def _mixed(self, examples: tp.Sequence[Example], mixtures: tp.Sequence[torch.Tensor]) -> tp.List[Gradients]:
-        """Weighted sums of the examples' gradients: for each [m, n] of weights, [m, o', i'] per block; no more than one
-        batch of gradients is held beside them."""
-        sums: tp.List[Gradients] = [{} for _ in mixtures]
+    def _mixed(self, examples: tp.Sequence[Example], mixture: torch.Tensor) -> Gradients:
+        """Weighted sums of the n examples' gradients: [m, o', i'] per block, with weights [m, n]; no more than one batch
+        of gradients is held beside them."""
+        sums: Gradients = {}
         for batch, gradients in self.batches(examples, self._reducers()):
             for name, gradient in gradients.items():
-                for total, mixture in zip(sums, mixtures, strict=True):
-                    part = torch.einsum('pn,noi->poi', mixture[:, batch].to(gradient), gradient)
-                    total[name] = total[name].add_(part) if name in total else part
+                part = torch.einsum('mn,noi->moi', mixture[:, batch].to(gradient), gradient)
+                sums[name] = sums[name].add_(part) if name in sums else part
         return sums
 
     def _ready(self) -> Projections:
