@@ -33,7 +33,19 @@ def peers(shapes: tp.Sequence[str]) -> str:
         return 'Not measured in this run: neither `quickstart` nor `small` was among its shapes.'
     if importlib.util.find_spec('dattri') is None:
         return "Not measured in this run: dattri was not installed (`pip install -e '.[peers]'` brings it)."
-    return output_of('peers.py', *(part for one in borne for part in ('--shape', one)))
+    return '\n\n'.join(output_of('peers.py', '--shape', shape, '--rounds', '5' if shape == 'quickstart' else '3')
+                       for shape in borne)
+
+
+def attribution() -> str:
+    """What attributing a generation costs, with the model of a finished quickstart."""
+    from lumina_plugin.errors import LuminaError
+    from lumina_plugin.workflows import quickstart_run
+    try:
+        quickstart_run()
+    except LuminaError as error:
+        return f'Not measured in this run: {error}'
+    return output_of('attribution.py')
 
 
 def processor() -> str:
@@ -53,6 +65,7 @@ def main(shape: tp.Optional[tp.List[str]] = None) -> None:
     sections = {
         'capture': output_of('capture.py', '--device', device, *(part for one in shapes for part in ('--shape', one))),
         'peers': peers(shapes),
+        'attribution': attribution(),
         'scale': output_of('scale.py'),
         'kill': output_of('store_kill.py'),
         'machine': f'{on}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, '

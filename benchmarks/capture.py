@@ -229,7 +229,7 @@ def main(shape: tp.Optional[tp.List[str]] = None, batch: int = 0, device: str = 
          peak: str = '') -> None:
     """Measure and print."""
     shapes = shape or ['quickstart', 'small']
-    batches = {'quickstart': 8, 'small': 2, 'medium': 8, 'large': 8} if device == 'cpu' else {}
+    batches = {'small': 1} if device == 'cpu' else {}
     if peak:
         print(json.dumps(peak_above(passes(shapes[0], batch, device, batches=2)[peak], device)))
         return
