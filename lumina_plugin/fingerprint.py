@@ -235,8 +235,8 @@ class Fingerprinter(GradientModel):
                 {channel: rows[1:] for channel, rows in vectors.items()})
 
     def _mixed(self, examples: tp.Sequence[Example], mixture: torch.Tensor) -> Gradients:
-        """Weighted sums of the n examples' gradients: [m, o', i'] per block, with weights [m, n]; no more than one batch
-        of gradients is held beside them."""
+        """Weighted sums of the n examples' gradients, with weights [m, n]: [m, o', i'] per block; no more than one
+        batch of gradients is held beside them."""
         sums: Gradients = {}
         for batch, gradients in self.batches(examples, self._reducers()):
             for name, gradient in gradients.items():
