@@ -1,6 +1,7 @@
 """Fingerprint a catalogue with a trained model, outside of any training: which recipe, which songs, which weights."""
 
 import logging
+import os
 import re
 import typing as tp
 from pathlib import Path
@@ -13,6 +14,7 @@ from .errors import LuminaError
 from .models import expect_model, licence_note, load_musicgen, run_config, run_folder, run_key, run_paths, run_stores
 from .recipe import Recipe, get_recipe, recipe_from_dict
 from .store import CheckpointInfo, FingerprintStore
+from .workers import Workers
 
 if tp.TYPE_CHECKING:
     from .catalogue import Catalogue
@@ -78,11 +80,18 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
 
     For a dora run, every checkpoint whose weights an earlier pass kept is used (the last alone where the recipe says
     so); catalogue, recipe and output folder default to the run's own. Any other model has one checkpoint, its live
-    weights.
+    weights. Under `torchrun` all processes share the work.
 
     Raises:
         LuminaError: when something needed is missing or does not fit an existing store.
     """
+    with Workers.here() as workers:
+        return _fingerprint_model(source, catalogue, out, recipe, strict, device, batch_size, update, workers)
+
+
+def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]],
+                       out: tp.Optional[tp.Union[str, Path]], recipe: tp.Optional[Recipe], strict: bool,
+                       device: tp.Optional[str], batch_size: int, update: bool, workers: Workers) -> FingerprintStore:
     compat.install()
     from .catalogue import Catalogue
     from .codec import codec_hash
@@ -99,6 +108,8 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
     path = Path(out) if out is not None else store_path(tp.cast(Path, folder), recipe.name)
     _expect_recipe(path, recipe)
     songs = Catalogue.from_manifest(catalogue) if catalogue is not None else _run_songs(tp.cast(Path, folder))
+    if workers.count > 1 and device in (None, 'cuda') and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', workers.rank % torch.cuda.device_count())}"
     musicgen = load_musicgen(source, device)
     digest = codec_hash(musicgen.compression_model)
     known = _trained_on(folder) if folder is not None else None
@@ -108,12 +119,15 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
     cache = (folder / 'lumina' if folder is not None else writable_folder(path)) / 'codes'
     tokenizer = Tokenizer(musicgen.compression_model, digest, recipe.chunk_seconds, recipe.silence_db, cache=cache)
     writable_folder(path)
-    prepared = prepare(songs, tokenizer, musicgen.lm, strict, recipe.song_phases)
-    store = open_or_create(path, identity, prepared, update)
+    prepared = prepare(songs, tokenizer, musicgen.lm, strict, recipe.song_phases, workers)
+    if workers.first:
+        open_or_create(path, identity, prepared, update)
+    workers.barrier()
     for info, weights in _checkpoints(folder, recipe, musicgen):
         fingerprinter = Fingerprinter(musicgen.lm, recipe, weights, batch_size=batch_size)
-        logger.info("%s: %s", info.name, estimate(prepared, fingerprinter))
-        run_pass(fingerprinter, prepared, store, info, weights)
+        if workers.first:
+            logger.info("%s: %s", info.name, estimate(prepared, fingerprinter))
+        run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
     return FingerprintStore.open(path)
 
 

@@ -1,6 +1,7 @@
 """The processes that share one piece of work, and what they tell each other."""
 
 import contextlib
+import os
 import typing as tp
 from datetime import timedelta
 
@@ -30,8 +31,11 @@ class Workers:
     @contextlib.contextmanager
     def here(cls) -> tp.Iterator['Workers']:
         """All processes of this job, with a group of their own while the block runs: NCCL's collectives give up after
-        ten minutes."""
-        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        ten minutes. Where nobody has introduced them to each other yet, `torchrun`'s environment does."""
+        begins = not distributed.is_initialized() and int(os.environ.get('WORLD_SIZE', '1')) > 1
+        if begins:
+            distributed.init_process_group('gloo', timeout=PATIENCE)
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
             yield cls()
             return
         group = distributed.new_group(backend='gloo', timeout=PATIENCE)
@@ -39,7 +43,7 @@ class Workers:
             with cls(distributed.get_rank(), distributed.get_world_size(), group) as workers:
                 yield workers
         finally:
-            distributed.destroy_process_group(group)
+            distributed.destroy_process_group(None if begins else group)
 
     def __enter__(self) -> 'Workers':
         return self

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -68,6 +70,22 @@ def test_a_distributed_training_makes_the_store_that_one_process_makes_of_its_we
     project.dora(*overrides, 'execute_only=fingerprint')
     alone = {path.name: path.read_bytes() for path in store.rglob('*') if path.is_file() and path.name != '.lock'}
     assert alone == shared and FingerprintStore.open(store).checkpoint('epoch-0002').complete
+
+
+def test_torchrun_shares_a_pass_outside_of_training(project, tmp_path):
+    folder = project.folder()
+    argv = ['fingerprint', str(folder), '--catalogue', str(project.manifest), '--set', 'chunk_seconds=1.0', '--out']
+    subprocess.run([sys.executable, '-m', 'lumina_plugin', *argv, tmp_path / 'one'], check=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'lumina_plugin',
+         *argv, tmp_path / 'two'], check=True, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert ran.stdout.count('6 songs fingerprinted') == 1
+    one, two = (FingerprintStore.open(tmp_path / name) for name in ('one', 'two'))
+    for checkpoint in one.checkpoints:
+        for channel in one.channels:
+            torch.testing.assert_close(two.vectors(checkpoint.name, channel)[1],
+                                       one.vectors(checkpoint.name, channel)[1], rtol=0, atol=1e-4)
+    assert [c.name for c in two.checkpoints] == [c.name for c in one.checkpoints] and two.verify() == []
 
 
 def test_a_killed_training_resumes_by_the_same_command(project):

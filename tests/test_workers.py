@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -59,6 +60,22 @@ def _exchange(folder, rank):
 
 def test_processes_exchange_values(tmp_path):
     assert two(tmp_path, _exchange) == [0, 0]
+
+
+def _by_environment(folder, rank):
+    torch.distributed.destroy_process_group()
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+                      MASTER_PORT=(folder / 'port').read_text())
+    with Workers.here() as workers:
+        assert workers.gather(rank) == [0, 1]
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_of_torchrun_meet_by_its_environment(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        (tmp_path / 'port').write_text(str(free.getsockname()[1]))
+    assert two(tmp_path, _by_environment) == [0, 0]
 
 
 def test_one_process_alone_needs_nobody():

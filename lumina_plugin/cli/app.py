@@ -119,10 +119,13 @@ def fingerprint(
     batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
     device: _Device = None,
 ) -> None:
-    """Fingerprint a catalogue with a trained model. During a training, `dora run solver=lumina/…` does it alongside."""
+    """Fingerprint a catalogue with a trained model. During a training, `dora run solver=lumina/…` does it alongside.
+    Several processes share the work: `torchrun --nproc-per-node 2 -m lumina_plugin fingerprint …`."""
     from ..catalogue_pass import fingerprint_model, recipe_for
     keys = recipe_for(model, recipe, settings or [])
     store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update)
+    if os.environ.get('RANK', '0') != '0':
+        return  # under torchrun one process speaks for all
     unusable = [track for track in store.tracks if track.status != 'ok']
     for track in unusable:
         print(f'{track.status}: {track.id} ({track.reason})')
