@@ -33,7 +33,7 @@ def peers(shapes: tp.Sequence[str]) -> str:
         return 'Not measured in this run: neither `quickstart` nor `small` was among its shapes.'
     if importlib.util.find_spec('dattri') is None:
         return "Not measured in this run: dattri was not installed (`pip install -e '.[peers]'` brings it)."
-    return '\n\n'.join(output_of('peers.py', '--shape', shape, '--rounds', '5' if shape == 'quickstart' else '3')
+    return '\n\n'.join(output_of('peers.py', '--shape', shape, '--rounds', '5' if shape == 'quickstart' else '1')
                        for shape in borne)
 
 
