@@ -65,15 +65,25 @@ class Moments:
     def __init__(self) -> None:
         self.a: tp.Optional[torch.Tensor] = None
         self.delta: tp.Optional[torch.Tensor] = None
+        self._passing: tp.List[tp.Tuple[torch.Tensor, torch.Tensor]] = []  # of a pass that may yet fail
 
     def __call__(self, a: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         examples = len(a)
         a, delta = a.float().flatten(0, 1), delta.float().flatten(0, 1)  # [B * T, i], [B * T, o]
         a = a[delta.any(dim=-1)]
-        second_a, second_delta = a.T @ a, delta.T @ delta
-        self.a = second_a if self.a is None else self.a + second_a
-        self.delta = second_delta if self.delta is None else self.delta + second_delta
+        self._passing.append((a.T @ a, delta.T @ delta))
         return a.new_zeros(examples)
+
+    def settle(self) -> None:
+        """Count what the pass that has just ended brought."""
+        for second_a, second_delta in self._passing:
+            self.a = second_a if self.a is None else self.a + second_a
+            self.delta = second_delta if self.delta is None else self.delta + second_delta
+        self.forget()
+
+    def forget(self) -> None:
+        """Do not count what a pass brought that did not end."""
+        self._passing.clear()
 
 
 class _Rows:
@@ -126,6 +136,9 @@ class GradientCapture(TorchFunctionMode):
         self._reducers = reducers
         self._names = list(weights)
         self._gradients: tp.Dict[str, torch.Tensor] = {}
+        for reducer in reducers.values():
+            if isinstance(reducer, Moments):
+                reducer.forget()
 
     def __torch_function__(self, func: tp.Any, types: tp.Any, args: tp.Any = (), kwargs: tp.Any = None) -> tp.Any:
         kwargs = kwargs or {}
@@ -153,7 +166,8 @@ class GradientCapture(TorchFunctionMode):
         for name, part in shared:
             with torch.no_grad():
                 keep = getattr(self._reducers[name], 'keep', None)
-                kept = input.detach() if keep is None else keep(input.detach())
+                with torch.autocast(input.device.type, enabled=False):  # a reducer's products are no part of the model
+                    kept = input.detach() if keep is None else keep(input.detach())
             out.register_hook(self._receive(name, kept, part))
         return out
 
@@ -221,4 +235,7 @@ class GradientCapture(TorchFunctionMode):
                               "model takes no part of it in this pass, or does not apply it through "
                               "torch.nn.functional.linear; leave its layer group out of the recipe's channels.")
         gradients, self._gradients = self._gradients, {}
+        for reducer in self._reducers.values():
+            if isinstance(reducer, Moments):
+                reducer.settle()
         return gradients

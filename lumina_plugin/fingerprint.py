@@ -42,6 +42,12 @@ class Window:
     norms: tp.Dict[str, torch.Tensor]
     chunk_norms: tp.List[tp.Dict[str, torch.Tensor]]
 
+    def cpu(self) -> 'Window':
+        """The same in the processor's memory, as a process tells it to another."""
+        rows, norms = ({channel: values.cpu() for channel, values in by_channel.items()}
+                       for by_channel in (self.rows, self.norms))
+        return Window(self.songs, rows, norms, self.chunk_norms)
+
 
 class Fingerprint(tp.NamedTuple):
     """A song's fingerprint.
@@ -169,7 +175,7 @@ class Fingerprinter(GradientModel):
                 projections[channel] = ChannelProjection(
                     reducer, RandomProjection(reducer.dim, config.dim, config.seed))
                 continue
-            rows = torch.cat([window.rows[channel] for window in windows])
+            rows = torch.cat([window.rows[channel].to(self.device) for window in windows])
             projections[channel] = ChannelProjection(reducer, FittedProjection.fit(
                 rows, config.dim, config.residual_dim, config.center, config.seed))
         return projections

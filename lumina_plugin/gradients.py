@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import random
+import sys
 import typing as tp
 
 import torch
@@ -102,6 +103,7 @@ class GradientModel:
     def __init__(self, lm: nn.Module, recipe: Recipe, weights: tp.Optional[tp.Mapping[str, torch.Tensor]] = None,
                  batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None):
         self.lm, self.recipe, self.batch_size, self.autocast = lm, recipe, batch_size, autocast
+        self._at_most = sys.maxsize  # chunks per pass, however short, once memory has run out
         self.channels: tp.Dict[str, tp.List[Block]] = resolve_channels(lm, recipe.channels)
         self.device = next(lm.parameters()).device
         state = dict(lm.state_dict()) if weights is None else dict(weights)
@@ -153,8 +155,8 @@ class GradientModel:
         kinds = self._kinds(examples)
         waiting = sorted(range(len(examples)), key=lambda index: (kinds[index], -lengths[index]))
         while waiting:
-            batch = [index for index in waiting[:max(1, self.batch_size * max(lengths) // lengths[waiting[0]])]
-                     if kinds[index] == kinds[waiting[0]]]
+            count = max(1, self.batch_size * max(lengths) // lengths[waiting[0]])
+            batch = [index for index in waiting[:min(count, self._at_most)] if kinds[index] == kinds[waiting[0]]]
             gradients = self._if_it_fits([examples[index] for index in batch], reducers)
             if gradients is None:
                 continue
@@ -172,13 +174,13 @@ class GradientModel:
         gc.collect()  # what the failed pass held is in a traceback that has just ended
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
-        if len(batch) == 1 or self.batch_size == 1:
+        if len(batch) == 1:
             raise LuminaError(f"There is not enough memory on {self.device} for the gradients of a single chunk of "
                               f"{batch[0].codes.shape[-1]} frames; use a device with more, or a recipe with a smaller "
                               "chunk_seconds or block_width.")
-        self.batch_size = max(1, self.batch_size // 2)
-        logger.warning("Memory on %s ran out with %d chunks at once; going on with batch_size %d.", self.device,
-                       len(batch), self.batch_size)
+        self.batch_size, self._at_most = max(1, self.batch_size // 2), len(batch) // 2
+        logger.warning("Memory on %s ran out with %d chunks at once; going on with at most %d and batch_size %d.",
+                       self.device, len(batch), self._at_most, self.batch_size)
         return None
 
     def _kinds(self, examples: tp.Sequence[Example]) -> tp.List[int]:

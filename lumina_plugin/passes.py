@@ -16,7 +16,7 @@ from .fingerprint import Fingerprinter, Projections, Song, Window
 from .hashing import model_config_hash
 from .prepared import PreparedCatalogue, progress_bar
 from .projection import BlockReducers, ChannelProjection
-from .recipe import Recipe, recipe_from_dict
+from .recipe import ProjectionConfig, Recipe
 from .scoring import StackedRows
 from .store import CheckpointInfo, FingerprintStore, Identity, StorePart, StoreWriter, TrackRecord
 from .workers import Workers
@@ -54,12 +54,12 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
         if workers.count == 1 and len(remaining) < len(songs):
             there = len(songs) - len(remaining)
             logger.info("%s: %d of %d songs are there already.", checkpoint.name, there, len(songs))
-        _mark(prepared, writer, mine)
         windows: tp.List[Window] = []
-        if not workers.broadcast(isinstance(writer, StoreWriter) and writer.begun):
+        if not workers.broadcast(isinstance(writer, StoreWriter) and _has_projections(writer, store)):
             windows = _fit(fingerprinter, songs, store, writer, mine, workers)
         # those just fitted too: read back, they are pages of a file rather than memory
         fingerprinter.projections = _projections(fingerprinter, store, checkpoint)
+        _mark(prepared, writer, mine)  # not before: it may fill a shard, which names the projections
         for window in windows or _windows(fingerprinter, store, remaining, f'fingerprints {checkpoint.name}'):
             for found in fingerprinter.project(window):
                 writer.add(found.song, found.vectors, found.norms, found.chunk_norms)
@@ -85,6 +85,12 @@ def _writing(store: FingerprintStore, checkpoint: CheckpointInfo, workers: Worke
     store.reload()
     with store.part(checkpoint, workers.rank, workers.count) as part:
         yield part
+
+
+def _has_projections(writer: StoreWriter, store: FingerprintStore) -> bool:
+    """Whether an earlier pass has come so far that its projections stand, for the shards that it has written."""
+    complete = all(channel in writer.checkpoint.projections for channel in store.channels)
+    return writer.begun or (complete and bool(writer.checkpoint.shards))
 
 
 def _mark(prepared: PreparedCatalogue, writer: Writer, mine: tp.Collection[str]) -> None:
@@ -127,7 +133,9 @@ def _fit(fingerprinter: Fingerprinter, songs: tp.Sequence[Song], store: Fingerpr
     sample = fingerprinter.fit_sample(songs, reducers)
     own = {song.id: song for song in sample if song.id in mine}
     windows = list(_windows(fingerprinter, store, own, 'song gradients', reducers))
-    parts = [window for part in workers.collect(windows) for window in part]
+    parts = windows
+    if workers.count > 1:  # they may lie on as many GPUs
+        parts = [window for part in workers.collect([window.cpu() for window in windows]) for window in part]
     if isinstance(writer, StoreWriter):
         place = {track_id: index for index, track_id in enumerate(
             track_id for ids in store.by_shard([song.id for song in sample]) for track_id in ids)}
@@ -148,7 +156,7 @@ def _projections(fingerprinter: Fingerprinter, store: FingerprintStore, checkpoi
 
 def measured_noise(store: FingerprintStore, checkpoint: str) -> tp.Dict[str, float]:
     """Per channel, the spread of the cosines between a checkpoint's songs."""
-    unit = not recipe_from_dict(store.identity.recipe).projection.keeps_lengths
+    unit = not ProjectionConfig.model_validate(store.identity.recipe.get('projection', {})).keeps_lengths
     return {channel: statistics.measured_noise(
                 [StackedRows([rows for _, rows in store.iter_vectors(checkpoint, channel, partial=True)],
                              store.identity.dim)], unit=unit)[1]

@@ -128,8 +128,9 @@ def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:
     batch = [song.examples[0] for song in spread(prepared.songs, fingerprinter.batch_size)]
     ignored = {name: lambda a, d: torch.zeros(len(a), 1) for name in fingerprinter.blocks}
     list(fingerprinter.batches(batch[:1], ignored))  # the first pass of a process is slower than all others
-    begun = time.perf_counter()
+    size, begun = fingerprinter.batch_size, time.perf_counter()
     list(fingerprinter.batches(batch, ignored))
+    fingerprinter.batch_size = size  # other processes make no estimate, and are to make the same batches
     seconds = (time.perf_counter() - begun) / len(batch) * chunks
     recipe = fingerprinter.recipe
     passes = 1.3 if recipe.projection.kind == 'fitted' else 1.0  # the fit looks at some chunks twice

@@ -115,7 +115,10 @@ class Recipe(_Section):
         """The keys that change a stored vector."""
         keep = ('objective', 'chunk_seconds', 'silence_db', 'channels', 'block_norm', 'projection', 'song_phases')
         dumped = self.model_dump(mode='json')
-        return {key: dumped[key] for key in keep}
+        kept = {key: dumped[key] for key in keep}
+        if self.projection.keeps_lengths:
+            kept['lengths'] = 'kept'  # the same keys once meant vectors of length 1
+        return kept
 
     @property
     def fingerprint_hash(self) -> str:

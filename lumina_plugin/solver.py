@@ -237,7 +237,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
         Args:
             epoch (int, optional): Epoch that these weights ended; the current one unless given.
         Returns:
-            dict: songs, seconds, rank per channel of the last recipe. Empty in other processes than zero.
+            dict: songs, seconds, rank per channel of the last recipe.
         Raises:
             LuminaError: bad input; in the other processes, any failure of one.
         """

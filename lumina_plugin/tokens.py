@@ -112,9 +112,11 @@ class Tokenizer:
                     ahead.append(reader.submit(self._read_in, files[index][0], parts, files[index][1]))
                 if index >= READ_AHEAD:
                     try:
-                        yield self._encoded(ahead.popleft().result())
+                        reading = ahead.popleft().result()
                     except LuminaError as error:
                         yield error
+                    else:  # outside of `try`: a cache that cannot be written is no fault of the recording
+                        yield self._encoded(reading)
 
     def _read_in(self, path: tp.Union[str, Path], parts: int, sha256: tp.Optional[str]) -> '_Reading':
         """What is remembered of a recording and, where that is not all, its waveform."""

@@ -1,7 +1,9 @@
 """The processes that share one piece of work, and what they tell each other."""
 
 import contextlib
+import logging
 import os
+import pickle
 import typing as tp
 from datetime import timedelta
 
@@ -9,6 +11,8 @@ import torch
 from torch import distributed
 
 from .errors import LuminaError
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(days=7)  # a pass over a large catalogue may keep one process busy while the others wait
 
@@ -49,8 +53,17 @@ class Workers:
         return self
 
     def __exit__(self, kind: tp.Any, error: tp.Optional[BaseException], _: tp.Any) -> None:
-        if self.count > 1 and not isinstance(error, _Stopped):
-            self._agree(None if error is None else (str(error) or type(error).__name__))
+        if self.count == 1 or isinstance(error, _Stopped):
+            return
+        if error is None:
+            self._agree()
+        elif isinstance(error, Exception):  # not where a signal may have come in the middle of an exchange
+            reason = str(error) or type(error).__name__
+            logger.error("Process %d of %d stops: %s", self.rank, self.count, reason)
+            try:
+                self._agree(reason)
+            except RuntimeError as broken:  # the others are gone already: what matters is the error at hand
+                logger.error("The other processes could not be told (%s).", broken)
 
     @property
     def first(self) -> bool:
@@ -65,19 +78,21 @@ class Workers:
         """What every process gives, by rank, to all of them."""
         if self.count == 1:
             return [value]
+        packed = pickle.dumps(value)  # before the others are told that all is well here
         self._agree()
         found: tp.List[tp.Any] = [None] * self.count
-        distributed.all_gather_object(found, value, group=self._group)
-        return found
+        distributed.all_gather_object(found, packed, group=self._group)
+        return [pickle.loads(one) for one in found]
 
     def collect(self, value: tp.Any) -> tp.List[tp.Any]:
         """What every process gives, by rank, to process zero alone; the others get an empty list."""
         if self.count == 1:
             return [value]
+        packed = pickle.dumps(value)
         self._agree()
         found: tp.Optional[tp.List[tp.Any]] = [None] * self.count if self.first else None
-        distributed.gather_object(value, found, dst=0, group=self._group)
-        return found or []
+        distributed.gather_object(packed, found, dst=0, group=self._group)
+        return [pickle.loads(one) for one in found or []]
 
     def broadcast(self, value: tp.Any = None) -> tp.Any:
         """What process zero gives."""
@@ -106,7 +121,13 @@ class Workers:
     def _agree(self, error: tp.Optional[str] = None) -> None:
         """Tell the others that this process is well, or what stopped it, and hear the same of them."""
         told: tp.List[tp.Optional[str]] = [None] * self.count
-        distributed.all_gather_object(told, error, group=self._group)
+        try:
+            distributed.all_gather_object(told, error, group=self._group)
+        except RuntimeError as broken:
+            if error is not None:
+                raise
+            raise _Stopped(f"Another of {self.count} processes has ended without a word ({broken}); see its own "
+                           "messages, and start again.") from broken
         stopped = [(rank, text) for rank, text in enumerate(told) if text is not None and rank != self.rank]
         if stopped and error is None:
             rank, text = stopped[0]

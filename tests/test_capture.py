@@ -64,9 +64,14 @@ def test_moments_are_second_moments_over_all_positions():
     moments = Moments()
     moments(a[:2], delta[:2])
     moments(a[2:], delta[2:])
+    moments.settle()
     torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
     torch.testing.assert_close(moments.delta, torch.einsum('bti,btj->ij', delta, delta))
     moments(a, torch.zeros_like(delta))  # positions without a gradient are no evidence of which inputs matter
+    moments.settle()
+    moments(a, delta)
+    moments.forget()
+    moments.settle()
     torch.testing.assert_close(moments.a, torch.einsum('bti,btj->ij', a, a))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lumina_plugin.capture import full_gradient
+from lumina_plugin.capture import TwoSided, full_gradient
 from lumina_plugin.fingerprint import Fingerprinter
 from lumina_plugin.recipe import get_recipe
 
@@ -65,3 +65,18 @@ def test_what_is_captured_is_not_rounded(batch):
     for row, example in enumerate(examples):
         for name, expected in in_double(lm, example, linears).items():
             assert relative_error(captured[name][row], expected) < 1e-5, (name, row)
+
+
+def test_two_sided_factors_multiply_in_full_precision():
+    """They are no part of the model: only what the model itself rounds is rounded."""
+    lm = build_lm()
+    examples = build_songs(lm, 3)[2].examples
+    fingerprinter = Fingerprinter(lm, get_recipe('default', channels={'A': ['all']}), autocast=autocast)
+    generator = torch.Generator().manual_seed(0)
+    reducers = {name: TwoSided(torch.randn(block.in_features, 5, generator=generator),
+                               torch.randn(block.out_features, 7, generator=generator))
+                for name, block in fingerprinter.blocks.items()}
+    found = fingerprinter.gradients(examples, reducers)
+    whole = fingerprinter.gradients(examples, {name: full_gradient for name in reducers})
+    for name, both in reducers.items():
+        assert relative_error(found[name], both.u_out.T @ whole[name] @ both.u_in) < 1e-5, name

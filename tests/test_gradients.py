@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from lumina_plugin.capture import full_gradient
+from lumina_plugin.capture import Moments, full_gradient
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.gradients import Example, GradientModel
 from lumina_plugin.recipe import get_recipe
@@ -60,7 +60,7 @@ def test_what_follows_the_music_changes_nothing():
 @pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory'), MemoryError(),
                                    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
 def test_a_batch_that_memory_does_not_hold_is_halved_and_said(error, caplog):
-    gradients, undisturbed = model(8), model(2)
+    gradients, undisturbed = model(8), model(1)
     inner, room = gradients.gradients, 3
 
     def crowded(examples, reducers):
@@ -72,13 +72,51 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_said(error, caplog):
     examples = [example for song in build_songs(gradients.lm, 6) for example in song.examples]
     with caplog.at_level(logging.WARNING):
         found = list(gradients.batches(examples, reducers))
-    assert gradients.batch_size == 2 and 'going on with batch_size 2' in caplog.text
-    assert sorted(index for batch, _ in found for index in batch) == list(range(len(examples)))
-    for (batch, one), (other, two) in zip(found, undisturbed.batches(examples, reducers), strict=True):
-        assert batch == other and all(torch.equal(one[name], two[name]) for name in one)
+    assert gradients.batch_size == 4 and 'going on with at most 3' in caplog.text
+    assert all(len(batch) <= 3 for batch, _ in found)
+    alone = {index: one for batch, one in undisturbed.batches(examples, reducers) for index in batch}
+    assert sorted(index for batch, _ in found for index in batch) == sorted(alone)
+    for batch, several in found:
+        for row, index in enumerate(batch):
+            for name, gradient in several.items():
+                torch.testing.assert_close(gradient[row], alone[index][name][0], rtol=1e-4, atol=1e-7)
     room = 0
     with pytest.raises(LuminaError, match='not enough memory on cpu .* single chunk .*chunk_seconds'):
         list(gradients.batches(examples, reducers))
+
+
+def test_short_chunks_are_halved_too_until_one_is_left():
+    gradients = model(1)
+    inner = gradients.gradients
+
+    def crowded(examples, reducers):
+        if len(examples) > 1:
+            raise MemoryError
+        return inner(examples, reducers)
+    one = build_songs(gradients.lm, 1, frames=40)[0].examples[0]
+    examples = [one, *(cut(one, 5) for _ in range(5))]
+    gradients.gradients = crowded
+    found = [batch for batch, _ in gradients.batches(examples, {name: full_gradient for name in gradients.blocks})]
+    assert sorted(index for batch in found for index in batch) == list(range(6)) and len(found) == 6
+
+
+def test_second_moments_of_a_pass_that_failed_are_not_counted():
+    gradients, again = model(), model()
+    examples = build_songs(gradients.lm, 3)[2].examples
+    moments, expected = ({name: Moments() for name in gradients.blocks} for _ in range(2))
+    last = min(gradients.blocks)  # the first layer: the last whose gradient comes
+
+    def fails_once(a, delta):
+        moments[last](a, delta)
+        raise MemoryError
+    with pytest.raises(MemoryError):
+        gradients.gradients(examples, {**moments, last: fails_once})
+    for _ in gradients.batches(examples, moments):
+        pass
+    for _ in again.batches(examples, expected):
+        pass
+    for name in moments:
+        torch.testing.assert_close(moments[name].delta, expected[name].delta)
 
 
 def test_another_error_is_not_taken_for_lack_of_memory():

@@ -53,7 +53,7 @@ def test_settings_that_cannot_be_are_named(setting, named):
 
 
 def test_another_recipe_is_refused_before_songs_are_encoded(project, monkeypatch, capsys):
-    monkeypatch.setattr('lumina_plugin.passes.prepare', lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr('lumina_plugin.prepared.prepare', lambda *args, **kwargs: 1 / 0)
     with pytest.raises(SystemExit) as stop:
         main(['fingerprint', str(project.folder()), '--set', 'projection.dim=256'])
     told = capsys.readouterr().err

@@ -10,7 +10,7 @@ from lumina_plugin.hashing import state_hash
 from lumina_plugin.passes import make_identity, open_or_create, run_pass
 from lumina_plugin.prepared import prepare
 from lumina_plugin.recipe import get_recipe
-from lumina_plugin.store import CheckpointInfo
+from lumina_plugin.store import CheckpointInfo, FingerprintStore, TrackRecord
 from lumina_plugin.tokens import Tokenizer
 
 from .tiny import build_codec, build_lm, write_songs
@@ -80,3 +80,27 @@ def test_titles_are_taken_over_without_fingerprinting_again(tmp_path):
     store = passes.store(prepared)
     assert (store.track('song-2').title, store.track('song-2').isrc) == ('Right Title', 'XX-ABC-25-00001')
     assert passes.run(prepared, store) == 0 and store.manifest.checkpoints[0].complete
+
+
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_a_shard_of_silent_and_broken_songs_alone(tmp_path, interrupted, monkeypatch):
+    """It is full before anything is fitted, and yet must name the projections that the others are made with."""
+    passes = Passes(tmp_path)
+    folder = write_songs(tmp_path / 'songs', 4, 1.4)
+    for name in ('z-silence-1.wav', 'z-silence-2.wav'):
+        (folder / name).write_bytes((folder / 'silence.wav').read_bytes() + b'\0' * 32 * len(name))
+    (folder / 'silence.wav').unlink()
+    catalogue = build_catalogue(folder, tmp_path / 'catalogue', progress=False).catalogue
+    prepared = prepare(catalogue, Tokenizer(passes.codec, 'codec', 1.), passes.lm)
+    identity = make_identity('tiny', passes.lm, 'codec', passes.recipe, catalogue, None)
+    tracks = [TrackRecord(id=t.id, title=t.title or '', sha256=t.sha256) for t in catalogue]
+    store = FingerprintStore.create(tmp_path / 'store', identity, tracks, shard_size=2)
+    if interrupted:  # after the silent ones' shard, before the first of the others
+        project = Fingerprinter.project
+        monkeypatch.setattr(Fingerprinter, 'project', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            passes.run(prepared, store)
+        monkeypatch.setattr(Fingerprinter, 'project', project)
+    passes.run(prepared, store)
+    assert store.vectors('live', 'P')[0] == [f'song-{index}' for index in range(4)] and store.verify() == []
+    assert [track.status for track in store.tracks][-2:] == ['silent', 'silent']

@@ -40,7 +40,7 @@ def test_those_changes_are_of_every_key_that_changes_a_vector():
 HASHES = {  # of the presets, as stores carry them
     'paper': ('a8c998221613294d04165027f3dd2dae1cab9e7429c4d2c86d1ccd95e90571cc',
               'd4da41f90dd6eb195b1b46bf63b695a92b0f3111235528fb0ccfe124b93bd9d6'),
-    'default': ('aa1a207f044c9549b6083641fef4a007c8025f8f79f713e0a0e492c96789bc39',
+    'default': ('ba69853c8bad3e0d86a66b89eb838ff84d929db63afe1d25dd3ff9f9ace04613',
                 '4f6e871eb186d82290543abb12a0e4c854a71803f69f42e9d333d169fd4b6824')}
 
 
@@ -51,6 +51,12 @@ def test_presets_keep_their_hashes(name):
     assert (recipe.fingerprint_hash, recipe.hash) == HASHES[name]
     before = recipe.model_dump(mode='json')  # as a store had it before there was such a key
     assert 'block_factors' not in before['projection'] and recipe_from_dict(before).fingerprint_hash == HASHES[name][0]
+
+
+def test_kept_lengths_are_told_from_what_the_same_keys_once_meant():
+    assert get_recipe('default').projection.keeps_lengths and not get_recipe('paper').projection.keeps_lengths
+    assert get_recipe('default').fingerprint_keys['lengths'] == 'kept'
+    assert 'lengths' not in get_recipe('default', projection={'residual_dim': 8}).fingerprint_keys
 
 
 def test_block_factors_follow_the_kind_unless_said():

@@ -31,7 +31,8 @@ class Filling:
         self._rows: tp.Dict[str, shards.Row] = {}
         self._marks: tp.Dict[str, Mark] = {}
         self._settled: tp.Set[str] = set()      # fingerprinted or marked, durable or not
-        self._unsaved: tp.Dict[str, None] = {}  # those of them that memory alone knows, in order
+        self._unsaved: tp.Dict[str, None] = {}  # fingerprints that memory alone knows, in order
+        self._unsaved_marks: tp.Dict[str, None] = {}  # and such marks: many of them must not save rows of half a shard
         self._open: tp.Dict[int, int] = {}      # shard without a file -> how many of its tracks are not settled yet
         self._own: tp.Set[int] = set()          # shards that were open at the beginning, and belong to this process
 
@@ -48,7 +49,7 @@ class Filling:
 
         Songs added or replaced since the last pass are not among them. A copy: ask before the loop.
         """
-        return self._settled.difference(self._unsaved)
+        return self._settled.difference(self._unsaved, self._unsaved_marks)
 
     @property
     def mine(self) -> tp.List[str]:
@@ -135,7 +136,7 @@ class Filling:
 
     def _settle(self, track_id: str) -> None:
         self._settled.add(track_id)
-        self._unsaved[track_id] = None
+        (self._unsaved if track_id in self._rows else self._unsaved_marks)[track_id] = None
         index = self._shard_of(track_id)
         self._open[index] -= 1
         if self._open[index] == 0:
@@ -167,5 +168,6 @@ class Filling:
             self._rows.pop(name, None)
             self._marks.pop(name, None)
             self._unsaved.pop(name, None)
+            self._unsaved_marks.pop(name, None)
         self._settled.update(names)
         return names

@@ -222,12 +222,13 @@ class StoreWriter(Filling):
 
     def _save_unsaved(self) -> None:
         """Write rows of open shards to a pending file, and hold them as views of it from now on."""
-        if not self._unsaved:
+        if not self._unsaved and not self._unsaved_marks:
             return
-        rows = {name: self._rows[name] for name in self._unsaved if name in self._rows}
-        marks = {name: self._marks[name] for name in self._unsaved if name in self._marks}
+        rows = {name: self._rows[name] for name in self._unsaved}
+        marks = {name: self._marks[name] for name in self._unsaved_marks}
         self._rows.update(self._pending.save(rows, marks, self._store.identity.dim, self._store.dtype))
         self._unsaved.clear()
+        self._unsaved_marks.clear()
 
     def _update(self, **changes: tp.Any) -> None:
         self._store.commit(self._store.manifest.having(self.checkpoint.model_copy(update=changes)))
