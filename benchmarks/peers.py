@@ -80,6 +80,13 @@ class LinearAttention(nn.Module):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)), None
 
 
+def mean_cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`objectives.cross_entropy` in operations that `torch.func` can trace; [B]."""
+    logits = torch.where(mask[..., None], logits, 0.)  # [B, K, T, card]
+    nll = F.cross_entropy(logits.permute(0, 3, 1, 2), codes, reduction='none')  # [B, K, T]
+    return ((nll * mask).sum(-1) / mask.sum(-1)).mean(-1)
+
+
 class PeerModel(nn.Module):
     """A language model and its loss as the other libraries take them: a function of codes alone.
 
@@ -106,7 +113,7 @@ class PeerModel(nn.Module):
         conditions = {key: (embedding.expand(len(codes), -1, -1), mask.expand(len(codes), -1))
                       for key, (embedding, mask) in self.conditions.items()}
         out = self.lm.compute_predictions(codes, [], conditions)
-        return cross_entropy(out.logits, codes, out.mask)
+        return mean_cross_entropy(out.logits, codes, out.mask)
 
     @property
     def tapped(self) -> tp.Dict[str, torch.Tensor]:

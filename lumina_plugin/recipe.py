@@ -155,7 +155,8 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
         projection=dict(kind='random', dim=512, center=False, residual_dim=0),
         scoring=dict(method='kernel', ridge=0.01), gate=dict(noise_floor='theory')),
     # What a feasibility study with retraining ground truth found best: margin gradients with unit-normed blocks,
-    # several checkpoints of the training, a projection fitted on the songs, plain cosine.
+    # several checkpoints of the training, a projection fitted on the songs, plain cosine. The projection is what
+    # docs/projection.md found nearest to whole gradients; its own score by retraining is still to be measured.
     'default': dict(
         name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True, query_phases=4,
         projection=dict(kind='fitted', dim=512, block_width=64, center=False, residual_dim=0),
