@@ -119,10 +119,10 @@ def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe
 def mapped_projection(fingerprinter: Fingerprinter, channel: str, reducer: BlockReducers) -> ChannelProjection:
     """A channel's projection with random principal directions, written to a file and mapped as a store maps it."""
     config = fingerprinter.recipe.projection
-    rank = config.dim - config.residual_dim
+    rank = config.dim - (config.residual_dim or 0)
     made = ChannelProjection(reducer, FittedProjection(
         torch.zeros(reducer.dim), torch.randn(reducer.dim, rank) / reducer.dim ** 0.5, config.dim, config.seed, rank,
-        residual=config.residual_dim > 0))
+        residual=bool(config.residual_dim)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'projection.safetensors'
         save_file({name: tensor.cpu().contiguous() for name, tensor in made.tensors().items()}, path)

@@ -198,7 +198,7 @@ class Fingerprinter(GradientModel):
         if config.kind == 'random':  # a batch, its parts of songs, and joined rows with signs
             return 4 * stored, 4 * (factors - stored + sum(joined) * (2 * self.batch_size + 4))
         used = min(songs, self._fit_songs(sum(joined)))
-        rank = min(used - config.center, config.dim - config.residual_dim)
+        rank = min(used - config.center, config.dim - (config.residual_dim or 0))
         return 4 * (stored + sum(joined) * (rank + 1)), 4 * (factors - stored + 2 * used * sum(joined))
 
     # -- fingerprints ---------------------------------------------------------------------------------------------

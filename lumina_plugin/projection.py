@@ -18,6 +18,7 @@ from .errors import LuminaError
 Tensors = tp.Dict[str, torch.Tensor]
 
 _DIRECTIONS_AT_ONCE = 64  # a basis can be large, and signs are applied to a copy
+ENOUGH_SIGNS = 64  # for a residual, where a recipe leaves it open
 _NONZEROS = 4  # signs per input coordinate of a sparse projection (Kane & Nelson 2014); more cost time, not accuracy
 
 
@@ -249,14 +250,23 @@ class FittedProjection(Projection):
         return self.basis.shape[1]
 
     @classmethod
-    def fit(cls, rows: torch.Tensor, dim: int, residual_dim: int, center: bool, seed: int) -> 'FittedProjection':
-        """Fit on joined gradients of songs, of shape [n, R], through their n×n Gram matrix (exact, deterministic)."""
+    def fit(cls, rows: torch.Tensor, dim: int, residual_dim: tp.Optional[int], center: bool, seed: int
+            ) -> 'FittedProjection':
+        """Fit on joined gradients of songs, of shape [n, R], through their n×n Gram matrix (exact, deterministic).
+
+        Without a `residual_dim` there are signs while the songs leave room for `ENOUGH_SIGNS`: the songs of the fit are
+        then exact all the same, and a song that is added later is found by its own recording. Where they leave none,
+        few signs would bring more noise than what they tell.
+        """
         mean = rows.mean(0) if center else torch.zeros_like(rows[0])
         centred = rows - mean if center else rows
         gram = (centred @ centred.T).double().cpu()
         values, vectors = torch.linalg.eigh(gram)
         keep = values > values[-1].clamp(min=0) * 1e-6  # fp32 rows: smaller ones are rounding
-        rank = min(int(keep.sum()), dim - residual_dim)
+        needed = int(keep.sum())
+        if residual_dim is None:
+            residual_dim = ENOUGH_SIGNS if needed <= dim - ENOUGH_SIGNS else 0
+        rank = min(needed, dim - residual_dim)
         values, vectors = values[-rank:].flip(0) if rank else values[:0], vectors[:, vectors.shape[1] - rank:].flip(1)
         basis = centred.T @ (_fix_signs(vectors) / values.sqrt()).to(rows) if rank else rows.new_zeros(rows.shape[1], 0)
         return cls(mean, basis, dim, seed, rows.shape[0], residual_dim > 0)

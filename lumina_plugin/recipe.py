@@ -28,14 +28,20 @@ class ProjectionConfig(_Section):
                           "inputs and output gradients. null: as kind.")
     fit_songs: int = pydantic.Field(2048, ge=2, description="At most so many songs are used for a fit.")
     center: bool = pydantic.Field(True, description="Subtract the songs' mean gradient before projecting (fitted).")
-    residual_dim: int = pydantic.Field(
+    residual_dim: tp.Optional[int] = pydantic.Field(
         64, ge=0, description="Of the D numbers, at least so many are random signs of what lies outside the fitted "
                               "directions, and vectors have length 1. 0: directions alone, and vectors as much shorter "
-                              "as they miss, so that inner products are those of the whole gradients (fitted).")
+                              "as they miss, so that inner products are those of the whole gradients. null: signs "
+                              "while the songs leave 64 numbers for them, else none (fitted).")
+
+    @pydantic.field_validator('block_width', mode='before')
+    @classmethod
+    def _zero_keeps_all(cls, width: tp.Any) -> tp.Any:
+        return None if width == 0 else width
 
     @pydantic.model_validator(mode='after')
     def _widths_fit(self) -> 'ProjectionConfig':
-        if self.kind == 'fitted' and self.residual_dim >= self.dim:
+        if self.kind == 'fitted' and (self.residual_dim or 0) >= self.dim:
             raise ValueError(f"residual_dim ({self.residual_dim}) must be smaller than dim ({self.dim})")
         if self.block_factors is not None and self.block_width is None:
             raise ValueError("block_factors needs a block_width")
@@ -43,8 +49,8 @@ class ProjectionConfig(_Section):
 
     @property
     def keeps_lengths(self) -> bool:
-        """Whether a fingerprint's length says how much of its gradient the projection holds; else it is 1."""
-        return self.kind == 'fitted' and self.residual_dim == 0
+        """Whether a fingerprint's length counts, as what its projection holds of its gradient; else it is always 1."""
+        return self.kind == 'fitted' and not self.residual_dim
 
     @property
     def factor_kind(self) -> tp.Literal['random', 'fitted']:
@@ -159,7 +165,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     # docs/projection.md found nearest to whole gradients; its own score by retraining is still to be measured.
     'default': dict(
         name='default', objective='margin', block_norm=True, checkpoints='all', mask_prompt=True, query_phases=4,
-        projection=dict(kind='fitted', dim=512, block_width=64, center=False, residual_dim=0),
+        projection=dict(kind='fitted', dim=512, block_width=64, center=False, residual_dim=None),
         scoring=dict(method='cosine'), gate=dict(noise_floor='measured')),
 }
 

@@ -292,3 +292,14 @@ def test_principal_directions_err_less_than_signs_on_songs_of_a_language_model_t
             rms[name] = float(error.square().mean().sqrt())
         assert rms['fitted'] < 0.8 * rms['random'] and rms['lengths'] < 0.5 * rms['fitted'], (channel, rms)
         assert rms['random'] < 1.3 * 64 ** -0.5
+
+
+def test_left_open_signs_fill_what_the_songs_leave_and_no_less_than_enough():
+    """A song that comes after the fit is found by its own recording while there is room for signs."""
+    songs, added = unit_rows(rows(40, 500)), unit_rows(rows(1, 500, seed=9))
+    few = FittedProjection.fit(songs, dim=128, residual_dim=None, center=False, seed=0)
+    torch.testing.assert_close(few(songs) @ few(songs).T, songs @ songs.T, atol=1e-5, rtol=0)
+    assert float(few(added) @ few(added).T) == pytest.approx(1, abs=1e-5)
+    assert float(few(added) @ few(added).T) > float((few(added) @ few(songs).T).max()) + 0.5
+    many = FittedProjection.fit(unit_rows(rows(100, 500)), dim=128, residual_dim=None, center=False, seed=0)
+    assert many.rank == 100 and float(many(added).norm()) < 0.8 and not many(added)[:, 100:].any()

@@ -40,8 +40,8 @@ def test_those_changes_are_of_every_key_that_changes_a_vector():
 HASHES = {  # of the presets, as stores carry them
     'paper': ('a8c998221613294d04165027f3dd2dae1cab9e7429c4d2c86d1ccd95e90571cc',
               'd4da41f90dd6eb195b1b46bf63b695a92b0f3111235528fb0ccfe124b93bd9d6'),
-    'default': ('ba69853c8bad3e0d86a66b89eb838ff84d929db63afe1d25dd3ff9f9ace04613',
-                '4f6e871eb186d82290543abb12a0e4c854a71803f69f42e9d333d169fd4b6824')}
+    'default': ('816c97ff99dbc21d1e5917d2de5095ed1ed7e71bfb49acb14bbc2de9c0461843',
+                '111f09c290ae8b0e0846bb9c939fa40728d29a4f7e93933d811ba8c3bc380a8f')}
 
 
 @pytest.mark.parametrize('name', HASHES)

@@ -86,7 +86,9 @@ def compact(path: _Path) -> None:
     """Remove from disk what is left of withdrawn and replaced songs, and of interrupted writers."""
     from ..store import FingerprintStore
     rewritten = FingerprintStore.open(path).compact()
-    print(f"{len(rewritten)} shards rewritten; nothing of withdrawn songs is left in {path} but id, date and reason")
+    print(f"{len(rewritten)} shards rewritten; of withdrawn songs {path} has no vectors any more, only id, date and "
+          "reason. Projections that were fitted while they were there still hold their directions: fingerprint into a "
+          "new store to be rid of those too.")
 
 
 @store_app.command()
