@@ -20,7 +20,7 @@ from .hashing import codes_hash, model_config_hash, state_hash
 from .projection import ChannelProjection
 from .recipe import Recipe, recipe_from_dict
 from .report import schema
-from .scoring import Scorer, StackedRows, fit_scorers, multi_checkpoint, score_together
+from .scoring import Scorer, StackedRows, fit_scorers, mean_scores
 from .store import CheckpointInfo, FingerprintStore
 from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
@@ -190,11 +190,7 @@ class Attributor:
 
     def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray]) -> tp.Tuple[np.ndarray, np.ndarray]:
         """Mean cosine and mean score over the checkpoints, [Q, N] each, of queries [Q, D] per checkpoint."""
-        found = [dict(zip(scorers, score_together(list(scorers.values()), query), strict=True))
-                 for query, scorers in zip(queries, loaded.scorers, strict=True)]
-        cosine = multi_checkpoint([scores['cosine'] for scores in found])
-        method = self.recipe.scoring.method
-        return cosine, cosine if method == 'cosine' else multi_checkpoint([scores[method] for scores in found])
+        return mean_scores(loaded.scorers, queries, self.recipe.scoring.method)
 
     def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray]) -> statistics.ChannelStatistics:
         cosine, scores = self._scores(loaded, [vector[None] for vector in query])
