@@ -107,7 +107,7 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
     recipe = recipe or recipe_for(source)
     path = Path(out) if out is not None else store_path(tp.cast(Path, folder), recipe.name)
     _expect_recipe(path, recipe)
-    songs = Catalogue.from_manifest(catalogue) if catalogue is not None else _run_songs(tp.cast(Path, folder))
+    songs = Catalogue.from_manifest(catalogue) if catalogue is not None else run_songs(tp.cast(Path, folder))
     if workers.count > 1 and device in (None, 'cuda') and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', workers.rank % torch.cuda.device_count())}"
     musicgen = load_musicgen(source, device)
@@ -148,7 +148,7 @@ def _expect_recipe(path: Path, recipe: Recipe) -> None:
                        "--set name=… or --out.", path, ', '.join(differing))
 
 
-def _run_songs(folder: Path) -> 'Catalogue':
+def run_songs(folder: Path) -> 'Catalogue':
     """The songs that a run fingerprints, wherever its configuration leads by now.
 
     The songs that it was trained on are known by their hash where the run has a store; no others stand in for them.

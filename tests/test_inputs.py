@@ -67,21 +67,21 @@ def test_songs_are_found_where_the_quickstart_put_them(project, tmp_path, monkey
     run = moved(project.folder(), tmp_path / 'out', lumina__catalogue='${oc.env:LUMINA_CATALOGUE,./outputs/embedded}',
                 datasource__train='${lumina.catalogue}/egs/train')
     with pytest.raises(LuminaError, match='datasource.train: ./outputs/embedded/egs/train.*--catalogue'):
-        catalogue_pass._run_songs(run)
+        catalogue_pass.run_songs(run)
     there = shutil.copytree(project.manifest.parent, tmp_path / 'out' / 'embedded' / 'egs' / 'train')
-    assert catalogue_pass._run_songs(run).source == there / 'data.jsonl'
+    assert catalogue_pass.run_songs(run).source == there / 'data.jsonl'
     others = build_catalogue(write_songs(tmp_path / 'songs', 2), tmp_path / 'others', progress=False).manifest.parent
     shutil.copytree(others, tmp_path / 'outputs' / 'embedded' / 'egs' / 'train')  # likelier, but not the run's
-    assert catalogue_pass._run_songs(run).source == there / 'data.jsonl'
+    assert catalogue_pass.run_songs(run).source == there / 'data.jsonl'
     shutil.rmtree(there)
     with pytest.raises(LuminaError, match='not those that run .* was trained on'):
-        catalogue_pass._run_songs(run)
+        catalogue_pass.run_songs(run)
 
 
 def test_relative_songs_are_seen_from_where_dora_was_started(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = moved(project.folder(), tmp_path / 'runs', datasource__train='catalogue')  # started in project.root
-    assert catalogue_pass._run_songs(run).source == project.manifest
+    assert catalogue_pass.run_songs(run).source == project.manifest
 
 
 # -- damaged models ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import LuminaError
 from .store import store_app
+from .validate import validate_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', help="""
 Which training songs shaped a generated song, by how much, and how sure are we?
@@ -22,6 +23,7 @@ catalogue_app = typer.Typer(no_args_is_help=True,
                             help="Make a catalogue from a folder of recordings, or look one over.")
 app.add_typer(catalogue_app, name='catalogue')
 app.add_typer(store_app, name='store')
+app.add_typer(validate_app, name='validate')
 
 _Source = tp.Annotated[str, typer.Argument(
     metavar='MODEL', help="Folder or signature of a dora run, an exported MusicGen folder, or a hub name.")]

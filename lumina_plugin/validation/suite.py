@@ -1,0 +1,74 @@
+"""The standard suite: songs, a pretrained model and the fine-tuned one whose attributions are measured."""
+
+import json
+import os
+import subprocess
+import sys
+import typing as tp
+from pathlib import Path
+
+from ..atomic import write_atomic
+from ..errors import LuminaError
+from .excerpts import build_excerpts
+
+PRETRAINING, CALIBRATION, STRANGERS = 400, 100, 100  # further songs: to pretrain on, to set gates by, to test them with
+
+
+def build_songs(work: Path, jobs: int = 2) -> Path:
+    """The suite's songs below a folder: `songs/egs/{train,heldout,pretraining,calibration,strangers}`.
+
+    The first two and the last two are excerpts of ten seconds, those to pretrain on whole songs. No song is in two.
+    """
+    extra = PRETRAINING + CALIBRATION + STRANGERS
+    songs = build_excerpts(work, extra=extra, jobs=jobs)
+    whole = _lines(work / 'embedded' / 'egs' / 'extra' / 'data.jsonl')
+    cut = _lines(songs / 'egs' / 'extra' / 'data.jsonl')
+    first, second = PRETRAINING, PRETRAINING + CALIBRATION
+    for split, lines in (('pretraining', whole[:first]), ('calibration', cut[first:second]),
+                         ('strangers', cut[second:extra])):
+        write_atomic(songs / 'egs' / split / 'data.jsonl', '\n'.join(lines) + '\n')
+    return songs
+
+
+def standard_run(work: Path, songs: Path, overrides: tp.Sequence[str] = ()) -> tp.Tuple[Path, Path]:
+    """Pretrain and fine-tune by `dora run`; what is finished is kept.
+
+    Args:
+        work (Path): Becomes dora's folder. songs (Path): Of `build_songs`. overrides (sequence of str): Of the
+            fine-tuning.
+    Returns:
+        Path: Folder of the fine-tuned run. Path: Of the pretrained one.
+    Raises:
+        LuminaError: when a training fails.
+    """
+    pretrained = dora_run(['solver=lumina/validation_pretraining'], work, songs)
+    tuned = dora_run(['solver=lumina/validation', f'continue_from=//sig/{pretrained.name}', *overrides], work, songs)
+    return tuned, pretrained
+
+
+def dora_run(argv: tp.Sequence[str], work: Path, songs: Path) -> Path:
+    """`dora run` with overrides in a process of its own, unless that run is complete: its folder.
+
+    Raises:
+        LuminaError: when it fails.
+    """
+    os.environ.update(LUMINA_DORA_DIR=str(work), LUMINA_CATALOGUE=str(songs))
+    os.environ.pop('AUDIOCRAFT_DORA_DIR', None)
+    from ..train import main
+    main.dora.dir = work
+    xp = main.get_xp(argv)
+    if _epochs(xp.folder) < int(xp.cfg.optim.epochs):
+        done = subprocess.run([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *argv], check=False)
+        if done.returncode or _epochs(xp.folder) < int(xp.cfg.optim.epochs):
+            raise LuminaError(f"dora run {' '.join(argv)} ended with exit code {done.returncode}; its log is "
+                              f"{xp.folder}/solver.log.0. Mend what it names and call this again: it resumes.")
+    return xp.folder
+
+
+def _epochs(run: Path) -> int:
+    history = run / 'history.json'
+    return len(json.loads(history.read_text())) if history.is_file() else 0
+
+
+def _lines(manifest: Path) -> tp.List[str]:
+    return manifest.read_text(encoding='utf-8').splitlines()
