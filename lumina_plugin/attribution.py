@@ -123,6 +123,21 @@ class Attributor:
         attributes = attributes_for(self.lm) if attributes is None else attributes
         return self._report([self.tokenizer.finished(codes)], attributes, facts, {})
 
+    @property
+    def song_ids(self) -> tp.List[str]:
+        """Ids of the N songs that queries are compared with, in the order of `scores`."""
+        return next(iter(self._channels.values())).ids
+
+    def scores(self, examples: tp.Sequence[Example]) -> tp.Dict[str, np.ndarray]:
+        """Scores [N] of one query, given as examples, against every song, by channel; no statistics, no report."""
+        whole, _ = self._fingerprints(list(examples), [0] * len(examples))
+        return {channel: self._scores(loaded, [vector[None] for vector in whole[channel]])[1][0]
+                for channel, loaded in self._channels.items()}
+
+    def fingerprint_parts(self, examples: tp.Sequence[Example]) -> tp.Dict[str, tp.List[np.ndarray]]:
+        """Fingerprints of examples, each on its own: by channel and checkpoint, [n, D]."""
+        return self._fingerprints(list(examples), list(range(len(examples))))[1]
+
     # -- the route ------------------------------------------------------------------------------------------------
 
     def _report(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, facts: QueryFacts,

@@ -57,3 +57,48 @@ def ground_truth(
     truth = make_ground_truth(run, heldout, out / 'truth', jobs, (int(share[0]), int(share[1])), plan)
     if truth is not None:
         print(f"{len(truth.models)} models, {len(truth.queries)} queries: {out}/truth/ground_truth.safetensors")
+
+
+@validate_app.command('lds')
+def lds(
+    out: _Out = OUT,
+    model: tp.Annotated[tp.Optional[str], typer.Option(
+        '--model', '-m', help="The run whose ground truth was made; the standard suite's unless said.")] = None,
+    truth: tp.Annotated[tp.Optional[Path], typer.Option(
+        help="A ground truth of another folder, e.g. one that is kept beside the code.")] = None,
+    score: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+        help="Also score every store by this: cosine, kernel or dot; may be repeated.")] = None,
+) -> None:
+    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, and black boxes.
+
+    Writes lds.md, lds.json and lds.png. Make stores to compare with `lumina fingerprint RUN --recipe … --set …`.
+    """
+    from tqdm import tqdm
+
+    from ..catalogue_pass import run_songs
+    from ..errors import LuminaError
+    from ..models import load_musicgen, run_folder, run_stores
+    from ..validation import methods as known
+    from ..validation.judge import judge
+    from ..validation.truth import GroundTruth
+    found = GroundTruth.load(truth or out / 'truth' / 'ground_truth.safetensors')
+    run = run_folder(model if model is not None else out / 'xps' / found.facts['run'])
+    if run is None:
+        raise LuminaError(f"The run {model or found.facts['run']} of this ground truth is not below {out}; make it "
+                          "with `lumina validate ground-truth`, or name it by --model.")
+    catalogue, musicgen = run_songs(run), load_musicgen(run)
+    if catalogue.hash != found.facts['catalogue']:
+        raise LuminaError(f"Run {run.name} was trained on other songs than those of the ground truth; name the run "
+                          "that it was made of by --model.")
+    songs = [found.queries[column] for column in found.columns('songs')]
+    chosen: tp.List[known.Method] = []
+    ways: tp.List[tp.Optional[str]] = [None, *(score or [])]
+    for store in run_stores(run):
+        chosen += [known.Fingerprints(musicgen, store, found.songs, way, songs) for way in ways]
+    seconds = {track.id: track.duration for track in catalogue}
+    chosen += [known.CodeHistogram(songs, musicgen.lm.card),
+               known.PlayingTime(found.songs, [seconds[song] for song in found.songs]), known.Random(found.songs)]
+    table = judge(found, chosen, lambda items: tqdm(items, desc='scoring', unit='method', dynamic_ncols=True))
+    table.save(out / 'lds')
+    print(table.markdown())
+    print(f"Written: {out / 'lds'}/lds.md, lds.json, lds.png")
