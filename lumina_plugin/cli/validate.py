@@ -102,3 +102,21 @@ def lds(
     table.save(out / 'lds')
     print(table.markdown())
     print(f"Written: {out / 'lds'}/lds.md, lds.json, lds.png")
+
+
+@validate_app.command('diagnose')
+def diagnose(
+    reports: tp.Annotated[tp.List[Path], typer.Argument(
+        help="report.json files of one store and recipe, or folders that hold them: the more queries, the better.")],
+    out: _Out = OUT / 'diagnose',
+) -> None:
+    """Do the scores tell queries apart? Of reports of your own; needs neither a model nor a truth.
+
+    Writes diagnose.md, diagnose.json and diagnose.png.
+    """
+    from ..validation import diagnose as module
+    scores = module.scores_of(reports)
+    found = {channel: module.diagnose(one.scores, one.songs, one.shares) for channel, one in scores.items()}
+    module.save(out, scores, found)
+    print(module.markdown(found))
+    print(f'Written: {out}/diagnose.md, diagnose.json, diagnose.png')
