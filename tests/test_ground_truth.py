@@ -103,6 +103,9 @@ def test_models_of_another_plan_are_refused(made, run, project, plan, tmp_path):
     other = [Retrained(plan[0].name, 'half', plan[0].songs, 99), *plan[1:]]
     with pytest.raises(LuminaError, match='another plan'):
         make_ground_truth(run, project.manifest, tmp_path / 'truth', plan=other, each=2, seconds=1.)
+    (tmp_path / 'truth' / 'queries.safetensors').unlink()  # other queries are made: kept losses are not theirs
+    with pytest.raises(LuminaError, match='other queries'):
+        make_ground_truth(run, project.manifest, tmp_path / 'truth', plan=plan, each=3, seconds=1.)
 
 
 def test_queries_of_another_run_are_refused(made, run, project, plan, tmp_path):

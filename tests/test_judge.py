@@ -131,7 +131,7 @@ def test_the_commands(suite, project, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('argv, words', [
-    (['ground-truth', '--part', '3/2'], 'K/N'),
+    (['ground-truth', '--part', '3/2'], 'K/N'), (['ground-truth', '--part', '1/2'], '--part 0/2 first'),
     (['ground-truth', '--model', 'RUN'], '--heldout'),
     (['ground-truth', '--model', 'facebook/musicgen-small', '--heldout', 'x'], 'no dora run'),
     (['lds'], 'lumina validate ground-truth')])

@@ -31,16 +31,19 @@ def ground_truth(
 ) -> None:
     """Retrain the model on random halves of its songs, and without whole groups: what truly shaped its music.
 
-    The standard suite takes about an hour on two cores. It can be stopped at any time and goes on from there.
+    It can be stopped at any time and goes on from there. Of several parts, start 0/N first: it makes what all share.
     """
     from ..catalogue_pass import run_songs
     from ..errors import LuminaError
     from ..models import run_folder
-    from ..validation.ground_truth import make_ground_truth
+    from ..validation.ground_truth import QUERIES, make_ground_truth
     from ..validation.plan import plan_models
     share = part.split('/')
     if len(share) != 2 or not all(one.isdigit() for one in share) or not int(share[0]) < int(share[1]):
         raise LuminaError(f"--part is {part}, which is not K/N with K below N; say 0/4 to 3/4 on four machines.")
+    if int(share[0]) > 0 and not (out / 'truth' / QUERIES).is_file():
+        raise LuminaError(f"{out} has no queries yet, which all parts share: start --part 0/{share[1]} first, and the "
+                          "others once it is retraining.")
     if model is None:
         from ..validation.suite import build_songs, standard_run
         songs = build_songs(out.absolute())

@@ -1,7 +1,6 @@
 """The catalogue of the standard suite: the first ten seconds of each embedded song.
 
-A small model learns ten seconds of 97 songs by heart within minutes, so that what it generates owes something to some
-song and nothing to others: only then is there a truth to measure against.
+Short songs make a short training, which can be repeated often enough to know what each song did.
 """
 
 import json
@@ -47,7 +46,8 @@ def _cut(entry: tp.Dict[str, tp.Any], folder: Path, seconds: float) -> tp.Dict[s
     source = Path(entry['path'])
     path = folder / source.name
     frames = min(int(seconds * entry['sample_rate']), round(entry['duration'] * entry['sample_rate']))
-    if not path.is_file() or soundfile.info(path).frames != frames:
+    fresh = path.is_file() and path.stat().st_mtime >= source.stat().st_mtime  # a song may be rendered anew
+    if not fresh or soundfile.info(path).frames != frames:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.with_suffix('.json'), path.with_suffix('.json'))
         samples, rate = soundfile.read(source, frames=frames, dtype='int16')

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..atomic import writable_folder, write_atomic
+from ..audio import file_sha256
 from ..catalogue import Catalogue
 from ..errors import LuminaError
 from .plan import Retrained, plan_models
@@ -50,6 +51,8 @@ def make_ground_truth(run: tp.Union[str, Path], heldout: tp.Union[str, Path], wo
     catalogue = run_songs(run)
     plan = plan if plan is not None else plan_models(catalogue)
     queries, facts = _queries(run, catalogue, Path(heldout), work, each, seconds)
+    for model in plan:  # before an hour of training, not after
+        _expect_own(work, model)
     todo = [model for model in plan[part[0]::part[1]] if not _file(work, model).is_file()]
     if todo:
         _train(run, work, todo, jobs)
@@ -127,9 +130,25 @@ def train_one(run: str, work: str, model: Retrained, threads: int) -> None:
     sums, counts = query_losses(lm, queries)
     tensors = {f'model.{name}': tensor.contiguous() for name, tensor in lm.state_dict().items()}
     tensors.update(sums=sums.float(), counts=counts.to(torch.int32))
-    header = {'model': json.dumps({'name': model.name, 'songs': model.songs, 'seed': model.seed}),
+    header = {'model': json.dumps(_origin(folder, model)),
               'seconds': f'{time.perf_counter() - begun:.1f}'}
     write_atomic(_file(folder, model), safetensors.torch.save(tensors, header))
+
+
+def _origin(work: Path, model: Retrained) -> tp.Dict[str, tp.Any]:
+    """What a model's file must agree with: its songs, its seed, and the queries whose losses it holds."""
+    return {'songs': list(model.songs), 'seed': model.seed, 'queries': file_sha256(work / QUERIES)}
+
+
+def _expect_own(work: Path, model: Retrained) -> None:
+    """LuminaError where a model's file is there, but of another plan or with the losses of other queries."""
+    path = _file(work, model)
+    if not path.is_file():
+        return
+    with safetensors.safe_open(str(path), 'pt') as file:
+        made = json.loads((file.metadata() or {}).get('model', '{}'))
+    if made != _origin(work, model):
+        raise LuminaError(f"{path} belongs to another plan or to other queries; remove it, or choose another folder.")
 
 
 def _joined(work: Path, catalogue: Catalogue, plan: tp.Sequence[Retrained], queries: tp.List[Query],
@@ -138,10 +157,6 @@ def _joined(work: Path, catalogue: Catalogue, plan: tp.Sequence[Retrained], quer
     sums, counts = [], torch.zeros(0)
     for model in plan:
         with safetensors.safe_open(str(_file(work, model)), 'pt') as file:
-            made = json.loads((file.metadata() or {}).get('model', '{}'))
-            if made.get('songs') != list(model.songs) or made.get('seed') != model.seed:
-                raise LuminaError(f"{_file(work, model)} was trained by another plan; remove it, or choose another "
-                                  "folder.")
             sums.append(file.get_tensor('sums'))
             counts = file.get_tensor('counts')
     truth = GroundTruth([track.id for track in catalogue], queries, list(plan), torch.stack(sums), counts, facts)
