@@ -46,6 +46,11 @@ def standard_run(work: Path, songs: Path, overrides: tp.Sequence[str] = ()) -> t
     return tuned, pretrained
 
 
+def memorised_run(work: Path, songs: Path) -> Path:
+    """The second model, which knows its songs by heart: folder of the run; trained by `dora run` unless it is there."""
+    return dora_run(['solver=lumina/validation_memorised'], work, songs)
+
+
 def dora_run(argv: tp.Sequence[str], work: Path, songs: Path) -> Path:
     """`dora run` with overrides in a process of its own, unless that run is complete: its folder.
 
