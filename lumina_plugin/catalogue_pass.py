@@ -12,7 +12,7 @@ from . import compat
 from .atomic import writable_folder
 from .errors import LuminaError
 from .models import expect_model, licence_note, load_musicgen, run_config, run_folder, run_key, run_paths, run_stores
-from .recipe import Recipe, get_recipe, recipe_from_dict
+from .recipe import BY_CHANNEL, Recipe, get_recipe, recipe_from_dict
 from .store import CheckpointInfo, FingerprintStore
 from .workers import Workers
 
@@ -68,7 +68,7 @@ def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
             raise LuminaError(f"Recipe key '{section}' of '{setting}' has no keys below it; see "
                               "config/solver/lumina/default.yaml for all keys.")
         keys = inner
-    joined = isinstance(value, dict) and isinstance(keys.get(last), dict) and last != 'channels'
+    joined = isinstance(value, dict) and isinstance(keys.get(last), dict) and last not in BY_CHANNEL
     keys[last] = {**keys[last], **value} if joined else value
 
 

@@ -111,7 +111,17 @@ class GradientModel:
         self._state = {
             f'lm.{name}': tensor.detach().to(self.device, torch.float32 if tensor.is_floating_point() else None)
             for name, tensor in state.items()}
-        self._model = _ScoredModel(lm, get_objective(recipe.objective))
+        self._models: tp.Dict[str, _ScoredModel] = {}  # by objective
+        self._tapped: tp.Dict[str, tp.Dict[str, Block]] = {}  # the same: the blocks whose gradients are of it
+        for channel, blocks in self.channels.items():
+            objective = recipe.objective_of(channel)
+            self._models.setdefault(objective, _ScoredModel(lm, get_objective(objective)))
+            self._tapped.setdefault(objective, {}).update({block.name: block for block in blocks})
+        asked = [name for tapped in self._tapped.values() for name in tapped]
+        if len(asked) > len(set(asked)):
+            twice = next(name for name in asked if asked.count(name) > 1)
+            raise LuminaError(f"{twice} belongs to channels of different objectives; give them one objective, or "
+                              "layer groups that share no weight.")
 
     @property
     def blocks(self) -> tp.Dict[str, Block]:
@@ -132,13 +142,17 @@ class GradientModel:
         # what follows the music is never read, as in training with `tokens.padding_with_special_token`
         after = (frames >= stops)[:, None].expand_as(codes)  # [B, K, T]
         inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
-        weights = {name: block.of(self._state, 'lm.') for name, block in self.blocks.items()}
         checkpointing = getattr(getattr(self.lm, 'transformer', None), 'checkpointing', 'none')
-        capture = GradientCapture(weights, reducers, from_embeddings=checkpointing != 'none')
-        with _undisturbed(self.lm), torch.enable_grad(), capture:
-            torch.func.functional_call(self._model, self._state, tie_weights=False, args=(
-                codes, inputs, valid, [e.attributes for e in examples], self.autocast))
-        return capture.collect()
+        captures = []
+        for objective, model in self._models.items():  # a pass each: that of the output linears ends where they begin
+            weights = {name: block.of(self._state, 'lm.') for name, block in self._tapped[objective].items()}
+            captures.append(GradientCapture(weights, {name: reducers[name] for name in weights},
+                                            from_embeddings=checkpointing != 'none'))
+            with _undisturbed(self.lm), torch.enable_grad(), captures[-1]:
+                torch.func.functional_call(model, self._state, tie_weights=False, args=(
+                    codes, inputs, valid, [e.attributes for e in examples], self.autocast))
+        # handed over together: of passes the last of which fails, nothing counts
+        return {name: gradient for capture in captures for name, gradient in capture.collect().items()}
 
     def batches(self, examples: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]
                 ) -> tp.Iterator[tp.Tuple[tp.List[int], Gradients]]:

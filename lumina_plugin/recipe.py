@@ -8,6 +8,9 @@ import pydantic
 
 from .errors import LuminaError
 
+ObjectiveName = tp.Literal['cross_entropy', 'margin']
+BY_CHANNEL = ('channels', 'objective')  # mappings of free keys, which are replaced as a whole
+
 
 class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra='forbid', frozen=True)
@@ -90,8 +93,9 @@ class Recipe(_Section):
     store made with another is refused. `hash` covers everything and is printed in every report.
     """
     name: str = pydantic.Field('default', description="Printed in reports.")
-    objective: tp.Literal['cross_entropy', 'margin'] = pydantic.Field(
-        'margin', description="The scalar whose gradient is the fingerprint.")
+    objective: tp.Union[ObjectiveName, tp.Dict[str, ObjectiveName]] = pydantic.Field(
+        'margin', description="The scalar whose gradient is the fingerprint: one for all channels, or one for each, as "
+                              "{P: margin, M: cross_entropy}.")
     chunk_seconds: float = pydantic.Field(10.0, gt=0, le=30, description="Songs and queries are cut into chunks.")
     silence_db: float = pydantic.Field(
         -60.0, le=0, description="A chunk that never rises above this level (dBFS) is recorded as silent.")
@@ -114,7 +118,15 @@ class Recipe(_Section):
     def _channels_named(self) -> 'Recipe':
         if not self.channels or any(not groups for groups in self.channels.values()):
             raise ValueError("channels: name at least one channel and one layer group for each")
+        if isinstance(self.objective, dict):
+            if set(self.objective) != set(self.channels):
+                raise ValueError(f"objective: name one for each of the channels {', '.join(self.channels)}, and for no "
+                                 "other")
         return self
+
+    def objective_of(self, channel: str) -> ObjectiveName:
+        """The objective of one channel."""
+        return self.objective[channel] if isinstance(self.objective, dict) else self.objective
 
     @property
     def fingerprint_keys(self) -> tp.Dict[str, tp.Any]:
@@ -147,7 +159,7 @@ def _hash(keys: tp.Mapping[str, tp.Any]) -> str:
 
 def _flatten(tree: tp.Mapping[str, tp.Any], prefix: str = '') -> tp.Iterator[tp.Tuple[str, tp.Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict) and prefix + key != 'channels':
+        if isinstance(value, dict) and prefix + key not in BY_CHANNEL:
             yield from _flatten(value, f'{prefix}{key}.')
         else:
             yield prefix + key, value
@@ -190,8 +202,9 @@ def recipe_from_dict(keys: tp.Mapping[str, tp.Any]) -> Recipe:
     try:
         return Recipe.model_validate(dict(keys))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = '.'.join(str(part) for part in first['loc']) or 'recipe'
+        errors = error.errors()  # of a key that may be of several types there is one for each: the one farthest inside
+        first = max((one for one in errors if one['loc'][:1] == errors[0]['loc'][:1]), key=lambda one: len(one['loc']))
+        where = '.'.join(str(part) for part in first['loc'] if '[' not in str(part)) or 'recipe'  # no names of types
         raise LuminaError(f"Recipe key '{where}' is not usable: {first['msg']}; "
                           f"see config/solver/lumina/default.yaml for all keys.") from None
 
@@ -199,7 +212,7 @@ def recipe_from_dict(keys: tp.Mapping[str, tp.Any]) -> Recipe:
 def _merge(base: tp.Mapping[str, tp.Any], over: tp.Mapping[str, tp.Any]) -> tp.Dict[str, tp.Any]:
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, tp.Mapping) and isinstance(merged.get(key), tp.Mapping) and key != 'channels':
+        if isinstance(value, tp.Mapping) and isinstance(merged.get(key), tp.Mapping) and key not in BY_CHANNEL:
             merged[key] = _merge(merged[key], value)
         else:
             merged[key] = value

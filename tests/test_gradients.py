@@ -57,6 +57,28 @@ def test_what_follows_the_music_changes_nothing():
         assert torch.equal(gradients.gradients([other], reducers)[name], gradient)
 
 
+def test_each_channel_has_the_gradients_of_its_own_objective():
+    lm = build_lm()
+    examples = list(build_songs(lm, 2)[0].examples)
+    def of(objective):
+        gradients = GradientModel(lm, get_recipe('default', objective=objective))
+        found = gradients.gradients(examples, {name: full_gradient for name in gradients.blocks})
+        return {channel: {block.name: found[block.name] for block in blocks}
+                for channel, blocks in gradients.channels.items()}
+    mixed, margin, entropy = of({'P': 'margin', 'M': 'cross_entropy'}), of('margin'), of('cross_entropy')
+    for channel, same, other in (('P', margin, entropy), ('M', entropy, margin)):
+        for name, gradient in mixed[channel].items():
+            torch.testing.assert_close(gradient, same[channel][name])
+            assert not torch.allclose(gradient, other[channel][name], rtol=1e-3)
+
+
+def test_a_weight_cannot_have_two_objectives():
+    recipe = get_recipe('default', objective={'P': 'margin', 'M': 'cross_entropy'}, channels={'P': ['all'],
+                                                                                             'M': ['output_linears']})
+    with pytest.raises(LuminaError, match=r'linears\.0\.weight belongs to channels of different objectives'):
+        GradientModel(build_lm(), recipe)
+
+
 @pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory'), MemoryError(),
                                    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
 def test_a_batch_that_memory_does_not_hold_is_halved_and_said(error, caplog):

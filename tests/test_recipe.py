@@ -77,12 +77,22 @@ def test_what_changes_only_the_scoring_keeps_the_fingerprint_hash(change):
     assert changed.fingerprint_hash == default.fingerprint_hash and changed.hash != default.hash
 
 
+def test_each_channel_may_have_its_own_objective():
+    recipe = get_recipe('default', objective={'P': 'margin', 'M': 'cross_entropy'})
+    assert [recipe.objective_of(channel) for channel in 'PM'] == ['margin', 'cross_entropy']
+    assert get_recipe('default').objective_of('M') == 'margin'
+    assert recipe_from_dict(recipe.model_dump(mode='json')) == recipe
+    assert recipe.describe()['objective'] == {'P': 'margin', 'M': 'cross_entropy'}
+
+
 @pytest.mark.parametrize('keys, named', [
     (dict(objectiv='margin'), 'objectiv'), (dict(projection={'dim': 4}), 'projection.dim'),
     (dict(gate={'level': 1.5}), 'gate.level'), (dict(channels={}), 'channels'), (dict(channels={'P': []}), 'channels'),
     (dict(projection={'dim': 64, 'residual_dim': 64}), 'residual_dim'),
     (dict(projection={'block_width': None, 'block_factors': 'random'}), 'block_factors needs a block_width'),
-    (dict(projection={'block_factors': 'sparse'}), 'projection.block_factors')])
+    (dict(projection={'block_factors': 'sparse'}), 'projection.block_factors'),
+    (dict(objective='loss'), "key 'objective' is"), (dict(objective={'P': 'margin', 'M': 'loss'}), 'objective.M'),
+    (dict(objective={'P': 'margin'}), 'each of the channels P, M')])
 def test_a_bad_key_is_named(keys, named):
     with pytest.raises(LuminaError, match=named):
         get_recipe('default', **keys)
