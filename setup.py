@@ -36,6 +36,7 @@ REQUIRED = [
     'omegaconf>=2.3,<3',
     'packaging>=24,<27',
     'pyarrow>=18,<27',              # the store's index of songs, and exports
+    'psutil>=6,<8',                 # the memory that a process takes (`lumina validate soak`)
     'pydantic>=2.11,<3',
     'rich>=13.7,<16',
     'safetensors>=0.5,<1',

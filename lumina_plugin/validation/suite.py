@@ -7,6 +7,8 @@ import sys
 import typing as tp
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from ..atomic import write_atomic
 from ..errors import LuminaError
 from .excerpts import build_excerpts
@@ -44,6 +46,17 @@ def standard_run(work: Path, songs: Path, overrides: tp.Sequence[str] = ()) -> t
     pretrained = dora_run(['solver=lumina/validation_pretraining'], work, songs)
     tuned = dora_run(['solver=lumina/validation', f'continue_from=//sig/{pretrained.name}', *overrides], work, songs)
     return tuned, pretrained
+
+
+def finished_run(work: Path, preset: str = 'validation') -> tp.Optional[Path]:
+    """The run of `solver=lumina/<preset>` below a folder, if it was trained to its end; the latest of several."""
+    found = []
+    for config in (work / 'xps').glob('*/.hydra/overrides.yaml'):
+        folder = config.parent.parent
+        if f'solver=lumina/{preset}' in OmegaConf.load(config) and \
+                _epochs(folder) >= int(OmegaConf.load(folder / '.hydra' / 'config.yaml').optim.epochs):
+            found.append(folder)
+    return max(found, key=lambda folder: (folder / 'history.json').stat().st_mtime, default=None)
 
 
 def memorised_run(work: Path, songs: Path) -> Path:
