@@ -17,7 +17,7 @@ from .recipe import Recipe, get_recipe
 
 _SIG, _PRETRAINED = '//sig/', '//pretrained/'
 _SPLITS = ('train', 'valid', 'evaluate', 'generate')
-BORROWED = 'epoch-0000'  # the checkpoint of a store whose weights continue_from brought
+BORROWED = 'epoch-0000'  # the checkpoint whose weights continue_from brought
 
 
 def resolve_paths(cfg: omegaconf.DictConfig) -> None:
@@ -223,9 +223,18 @@ def _check_numbers(cfg: omegaconf.DictConfig) -> None:
             raise LuminaError(f"{key} is {value!r}, but must be a whole number of at least 1.")
     every = cfg.fingerprint.every
     listed = list(every) if omegaconf.OmegaConf.is_list(every) else [] if every in (None, '') else [every]
-    if not all(map(_counts, listed)):
+    if _from_start(cfg) and not cfg.continue_from:
+        raise LuminaError("fingerprint.every lists 0, the weights that continue_from brings, but continue_from is "
+                          "empty: name a run there, or leave the 0 out.")
+    if not all(_counts(epoch) or (epoch == 0 and _from_start(cfg)) for epoch in listed):
         raise LuminaError(f"fingerprint.every is {every!r}, but must be a whole number of epochs, a list of epochs, or "
                           "empty.")
+
+
+def _from_start(cfg: omegaconf.DictConfig) -> bool:
+    """Whether the weights that a training starts from are to be fingerprinted, too."""
+    every = cfg.fingerprint.every
+    return omegaconf.OmegaConf.is_list(every) and any(epoch == 0 and epoch is not False for epoch in every)
 
 
 def _counts(value: tp.Any) -> bool:
@@ -256,6 +265,6 @@ def _check_fingerprints(cfg: omegaconf.DictConfig, folder: Path) -> None:
         if store.identity.recipe_hash != recipe.fingerprint_hash:
             raise LuminaError(f"The store {path} was made with another recipe (store: {store.identity.recipe_hash}, "
                               f"yours: {recipe.fingerprint_hash}): {beside}.")
-        if not borrows and store.manifest.find(BORROWED) is not None:
+        if not borrows and not _from_start(cfg) and store.manifest.find(BORROWED) is not None:
             raise LuminaError(f"The store {path} holds the fingerprints of another run's weights (continue_from): "
                               f"{beside}.")

@@ -43,11 +43,12 @@ __all__ = ['LuminaMusicGenSolver']
 class LuminaMusicGenSolver(MusicGenSolver):
     """Train a MusicGen and fingerprint its catalogue alongside.
 
-    After the stages of an epoch, `fingerprint` runs when `fingerprint.every` says so and at the last epoch, for each of
-    `fingerprint.recipes`, over `fingerprint.catalogue` (the training manifest unless said otherwise). It uses the EMA
-    weights where there is an EMA, else the raw ones, and leaves the training's weights, gradients, modes and random
-    state alone. `execute_only=fingerprint` runs it on an existing signature; where that was never trained, on the last
-    weights of the run that `continue_from` names, as checkpoint epoch-0000 of a store of its own.
+    After the stages of an epoch, `fingerprint` runs when `fingerprint.every` says so and at the last epoch (a 0 in its
+    list: also before the first, with the weights that `continue_from` brought), for each of `fingerprint.recipes`, over
+    `fingerprint.catalogue` (the training manifest unless said otherwise). It uses the EMA weights where there is an
+    EMA, else the raw ones, and leaves the training's weights, gradients, modes and random state alone.
+    `execute_only=fingerprint` runs it on an existing signature; where that was never trained, on the last weights of
+    the run that `continue_from` names, as checkpoint epoch-0000 of a store of its own.
 
     In a distributed training all processes fingerprint together, each its own shards of the store.
     """
@@ -189,6 +190,9 @@ class LuminaMusicGenSolver(MusicGenSolver):
         return super().get_formatter(stage_name)
 
     def run_epoch(self) -> None:
+        every = self.cfg.fingerprint.get('every')
+        if self.epoch == 1 and omegaconf.OmegaConf.is_list(every) and 0 in every:
+            self.fingerprint(0)  # no stage of its own: an epoch has one of a name
         super().run_epoch()
         if not self.should_run_stage('fingerprint'):
             return

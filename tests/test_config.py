@@ -317,8 +317,8 @@ def test_dora_runs_from_a_checkout_and_ends_bad_input_without_a_traceback(tmp_pa
 
 @pytest.mark.parametrize('override', [
     'fingerprint.batch_size=0', 'fingerprint.batch_size=abc', 'fingerprint.every=abc', 'fingerprint.every=-1',
-    'fingerprint.every=0.5', 'fingerprint.every=[1,abc]', 'lumina.token_phases=0', 'optim.epochs=abc',
-    'optim.updates_per_epoch=0', 'dataset.batch_size=x'])
+    'fingerprint.every=0.5', 'fingerprint.every=[1,abc]', 'fingerprint.every=0', 'fingerprint.every=[0,2]',
+    'lumina.token_phases=0', 'optim.epochs=abc', 'optim.updates_per_epoch=0', 'dataset.batch_size=x'])
 def test_what_counts_must_be_a_number_and_is_told_before_training(override, tmp_path):
     with pytest.raises(LuminaError, match=override.split('=')[0].replace('.', r'\.')):
         inputs.check_inputs(lumina(override), tmp_path, train.main.dora.dir / 'xps')

@@ -47,6 +47,25 @@ def test_fingerprinting_leaves_the_training_bit_identical(project):
         assert torch.equal(tensor, states[1]['model'][name]), name
 
 
+def test_the_weights_that_training_starts_from_can_be_fingerprinted(project):
+    """A 0 in the list: the weights that the origin brings, with a training that is the same as without it."""
+    from lumina_plugin.hashing import state_hash
+    origin = project.folder().name
+    start = [f'continue_from=//sig/{origin}', 'optim.epochs=2']
+    project.dora(*start, 'fingerprint.every=[0,1]')
+    folder = project.folder(*start)
+    store = FingerprintStore.open(folder / 'lumina' / 'default')
+    assert [(c.epoch, c.complete) for c in store.checkpoints] == [(0, True), (1, True), (2, True)]
+    last = torch.load(project.folder() / 'checkpoint.th', weights_only=False)['model']
+    assert store.checkpoints[0].model_hash == state_hash(last)
+    stored = store.load_weights('epoch-0000')
+    assert all(torch.equal(stored[name], tensor) for name, tensor in last.items())
+    trained = torch.load(folder / 'checkpoint.th', weights_only=False)['model']
+    project.dora(*start, 'label=without', 'fingerprint.every=null')
+    without = torch.load(project.folder(*start, 'label=without') / 'checkpoint.th', weights_only=False)['model']
+    assert all(torch.equal(trained[name], tensor) for name, tensor in without.items())
+
+
 def test_an_interrupted_training_resumes_and_fingerprints_the_rest(project):
     project.dora('label=again', 'optim.epochs=4')
     folder = project.folder('label=again', 'optim.epochs=4')

@@ -72,8 +72,8 @@ class GroundTruth:
         header = {'format': FORMAT, 'songs': json.dumps(self.songs), 'queries': json.dumps(queries),
                   'models': json.dumps(models), 'facts': json.dumps(self.facts)}
         return write_atomic(path, safetensors.torch.save(
-            {'codes': codes, 'sums': self.sums.float().contiguous(), 'counts': self.counts.to(torch.int32),
-             'members': members}, header))
+            {'codes': codes, 'sums': self.sums[:, self.counts > 0].float(),  # most queries have no prompt: nothing to keep
+             'counts': self.counts.to(torch.int32), 'members': members}, header))
 
     @classmethod
     def load(cls, path: tp.Union[str, Path]) -> 'GroundTruth':
@@ -98,4 +98,8 @@ class GroundTruth:
                    for one, facts in zip(codes, json.loads(header['queries']), strict=True)]
         models = [Retrained(songs=tuple(song for song, inside in zip(songs, row, strict=True) if inside), **facts)
                   for row, facts in zip(tensors['members'].tolist(), json.loads(header['models']), strict=True)]
-        return cls(songs, queries, models, tensors['sums'], tensors['counts'], json.loads(header['facts']))
+        sums, counts = tensors['sums'], tensors['counts']
+        if sums.dim() == 2:
+            kept, sums = sums, torch.zeros(len(models), *counts.shape)
+            sums[:, counts > 0] = kept
+        return cls(songs, queries, models, sums, counts, json.loads(header['facts']))
