@@ -28,8 +28,8 @@ def truth(models, queries=2, codebooks=2, seed=0) -> GroundTruth:
     generator = torch.Generator().manual_seed(seed)
     made = [Query(f'q{i}', 'free', torch.randint(0, 16, (codebooks, 5 + i), generator=generator), i)
             for i in range(queries)]
-    sums = torch.rand(len(models), queries, 2, codebooks, generator=generator)
-    counts = torch.tensor([[[i] * codebooks, [5] * codebooks] for i in range(queries)])
+    counts = torch.tensor([[[i] * codebooks, [5] * codebooks] for i in range(queries)])  # the first has no prompt
+    sums = torch.rand(len(models), queries, 2, codebooks, generator=generator) * (counts > 0)
     return GroundTruth([f's{i}' for i in range(12)], made, models, sums, counts, {'run': 'r'})
 
 

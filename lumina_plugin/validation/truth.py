@@ -72,7 +72,7 @@ class GroundTruth:
         header = {'format': FORMAT, 'songs': json.dumps(self.songs), 'queries': json.dumps(queries),
                   'models': json.dumps(models), 'facts': json.dumps(self.facts)}
         return write_atomic(path, safetensors.torch.save(
-            {'codes': codes, 'sums': self.sums[:, self.counts > 0].float(),  # most queries have no prompt: nothing to keep
+            {'codes': codes, 'sums': self.sums[:, self.counts > 0].float(),  # nothing of prompts where there are none
              'counts': self.counts.to(torch.int32), 'members': members}, header))
 
     @classmethod
