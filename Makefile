@@ -30,7 +30,7 @@ export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test lint bench wheel clean force
+.PHONY: help install quickstart test lint validate bench wheel clean force
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -46,6 +46,9 @@ test: $(INSTALLED_TEST)  ## all tests; the last lines say what was left out
 lint: $(INSTALLED_TEST)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+validate: $(INSTALLED)  ## measure attributions against the truth; writes docs/validation.md (about two hours the first time)
+	$(BIN)/python benchmarks/validation.py
 
 bench: $(INSTALLED)  ## measure speed, scale and safety; writes docs/benchmarks.md (long: full-size models)
 	$(BIN)/python benchmarks/all.py

@@ -1,6 +1,8 @@
 """Ground truth by retraining: the plan, the queries, the losses, and what is kept of them."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lumina_plugin.validation.lds import HalfLosses, half_losses, interval, lds,
 from lumina_plugin.validation.losses import mean_losses, query_losses
 from lumina_plugin.validation.plan import Retrained, plan_models
 from lumina_plugin.validation.queries import Query, Sampling, continuations, free_generations
+from lumina_plugin.validation.summary import markdown, save, summarise
 from lumina_plugin.validation.truth import GroundTruth
 
 from .tiny import build_lm
@@ -174,3 +177,32 @@ def test_lds_needs_halves():
 def test_an_interval_holds_its_mean():
     found = interval(np.arange(20.))
     assert found.low < found.mean == 9.5 < found.high and interval([1., 1.]).low == 1.
+
+
+# -- the one that is kept beside the code ----------------------------------------------------------------------------
+
+def test_the_kept_truth_is_that_of_the_suite():
+    """With it, nobody needs to retrain to score a method."""
+    kept = GroundTruth.load(Path(__file__).parent.parent / 'benchmarks' / 'ground_truth.safetensors')
+    found = summarise(kept)
+    assert (found.songs, found.halves, found.seeds, found.without) == (97, 48, 3, 16)
+    assert {title: one.queries for title, one in found.families.items()} == dict.fromkeys(found.families, 16)
+    assert found.known < found.unknown and all(one.ceiling > .8 for one in found.families.values())
+    assert found.families['free generations'].between_seeds < found.families['free generations'].between_halves
+    text = markdown(found)
+    assert '48 random halves of 97 songs with 3 seeds each' in text and text.count('\n|') == 6
+
+
+def test_a_summary_of_one_seed_knows_no_ceiling(tmp_path):
+    made = truth(plan_models(catalogue(), 4, 1, whole=1, groups=1))
+    songs = [dataclasses.replace(query, family='songs', source=f's{place}') for place, query in enumerate(made.queries)]
+    families = [dataclasses.replace(query, family=family) for family in ('free', 'continued', 'heldout')
+                for query in made.queries[:1]]
+    many = [made.queries.index(query) for query in made.queries] + [0, 0, 0]
+    made = dataclasses.replace(made, queries=songs + families, sums=made.sums[:, many], counts=made.counts[many])
+    found = summarise(made)
+    assert np.isnan(found.families['held-out songs'].ceiling) and found.seeds == 1
+    folder = save(tmp_path, made, found)
+    assert json.loads((folder / 'ground-truth.json').read_text())['families']['held-out songs']['ceiling'] is None
+    assert (folder / 'ground-truth.png').read_bytes().startswith(b'\x89PNG')
+    assert '| – |' in (folder / 'ground-truth.md').read_text()

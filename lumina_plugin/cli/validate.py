@@ -59,7 +59,12 @@ def ground_truth(
     plan = plan_models(run_songs(run), halves=halves, seeds=seeds)
     truth = make_ground_truth(run, heldout, out / 'truth', jobs, (int(share[0]), int(share[1])), plan)
     if truth is not None:
-        print(f"{len(truth.models)} models, {len(truth.queries)} queries: {out}/truth/ground_truth.safetensors")
+        from ..validation import summary
+        found = summary.summarise(truth)
+        folder = summary.save(out, truth, found)
+        print(summary.markdown(found))
+        print(f"Written: {out}/truth/ground_truth.safetensors, {folder}/ground-truth.md, ground-truth.json, "
+              "ground-truth.png")
 
 
 @validate_app.command('lds')
