@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from .validate_run import COMMANDS, OUT
+
 validate_app = typer.Typer(no_args_is_help=True, help="""
 Measure attributions against the truth: retrain without songs and see what changes.
 
@@ -13,7 +15,6 @@ is there.
 """)
 
 _Out = tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for everything that is made.")]
-OUT = Path('outputs/validation')
 
 
 @validate_app.command('ground-truth')
@@ -83,27 +84,17 @@ def lds(
     """
     from tqdm import tqdm
 
-    from ..catalogue_pass import run_songs
-    from ..errors import LuminaError
-    from ..models import load_musicgen, run_folder, run_stores
     from ..validation import methods as known
     from ..validation.judge import judge
-    from ..validation.truth import GroundTruth
-    found = GroundTruth.load(truth or out / 'truth' / 'ground_truth.safetensors')
-    run = run_folder(model if model is not None else out / 'xps' / found.facts['run'])
-    if run is None:
-        raise LuminaError(f"The run {model or found.facts['run']} of this ground truth is not below {out}; make it "
-                          "with `lumina validate ground-truth`, or name it by --model.")
-    catalogue, musicgen = run_songs(run), load_musicgen(run)
-    if catalogue.hash != found.facts['catalogue']:
-        raise LuminaError(f"Run {run.name} was trained on other songs than those of the ground truth; name the run "
-                          "that it was made of by --model.")
+    from ..validation.opened import open_truth
+    found, opened = open_truth(out, model, truth)
+    musicgen = opened.musicgen
     songs = [found.queries[column] for column in found.columns('songs')]
     chosen: tp.List[known.Method] = []
     ways: tp.List[tp.Optional[str]] = [None, *(score or [])]
-    for store in run_stores(run):
-        chosen += [known.Fingerprints(musicgen, store, found.songs, way, songs) for way in ways]
-    seconds = {track.id: track.duration for track in catalogue}
+    for store in opened.stores:
+        chosen += [known.Fingerprints(musicgen, store.path, found.songs, way, songs) for way in ways]
+    seconds = {track.id: track.duration for track in opened.catalogue}
     chosen += [known.CodeHistogram(songs, musicgen.lm.card),
                known.PlayingTime(found.songs, [seconds[song] for song in found.songs]), known.Random(found.songs)]
     table = judge(found, chosen, lambda items: tqdm(items, desc='scoring', unit='method', dynamic_ncols=True))
@@ -128,3 +119,7 @@ def diagnose(
     module.save(out, scores, found)
     print(module.markdown(found))
     print(f'Written: {out}/diagnose.md, diagnose.json, diagnose.png')
+
+
+for _name, _command in COMMANDS.items():
+    validate_app.command(_name)(_command)

@@ -6,7 +6,7 @@ import typing as tp
 import torch
 from torch import nn
 
-from ..catalogue import Catalogue
+from ..catalogue import Track
 from ..conditions import attributes_for
 from ..errors import LuminaError
 from ..fingerprint import spread
@@ -15,6 +15,7 @@ from ..tokens import Tokenizer
 
 FAMILIES = ('free', 'continued', 'heldout', 'songs')
 TOGETHER = 16  # generations at once
+Progress = tp.Callable[[range], tp.Iterable[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,11 @@ class Sampling:
     seed: int = 0
 
 
-def free_generations(lm: nn.Module, count: int, frames: int, sampling: Sampling = Sampling()) -> tp.List[Query]:
+def free_generations(lm: nn.Module, count: int, frames: int, sampling: Sampling = Sampling(),
+                     progress: Progress = iter) -> tp.List[Query]:
     """Unconditional generations."""
     queries = []
-    for first in range(0, count, TOGETHER):
+    for first in progress(range(0, count, TOGETHER)):
         n = min(TOGETHER, count - first)
         codes = _generate(lm, None, [None] * n, frames, sampling, first)
         queries += [Query(f'free-{first + i:03d}', 'free', one) for i, one in enumerate(codes)]
@@ -64,7 +66,7 @@ def free_generations(lm: nn.Module, count: int, frames: int, sampling: Sampling 
 
 
 def continuations(lm: nn.Module, songs: tp.Sequence[Query], prompt_frames: int, frames: int, with_text: bool = False,
-                  sampling: Sampling = Sampling()) -> tp.List[Query]:
+                  sampling: Sampling = Sampling(), progress: Progress = iter) -> tp.List[Query]:
     """A continuation of the beginning of each song that is longer than the prompt.
 
     Args:
@@ -73,7 +75,7 @@ def continuations(lm: nn.Module, songs: tp.Sequence[Query], prompt_frames: int, 
     """
     usable = [song for song in songs if song.codes.shape[-1] > prompt_frames]
     queries = []
-    for first in range(0, len(usable), TOGETHER):
+    for first in progress(range(0, len(usable), TOGETHER)):
         group = usable[first:first + TOGETHER]
         prompts = torch.stack([song.codes[:, :prompt_frames] for song in group])
         texts = [song.text if with_text else None for song in group]
@@ -83,7 +85,7 @@ def continuations(lm: nn.Module, songs: tp.Sequence[Query], prompt_frames: int, 
     return queries
 
 
-def recordings(catalogue: Catalogue, tokenizer: Tokenizer, family: str, frames: int) -> tp.List[Query]:
+def recordings(catalogue: tp.Iterable[Track], tokenizer: Tokenizer, family: str, frames: int) -> tp.List[Query]:
     """The beginnings of recordings; those of `songs` with the text that they are trained with, others without.
 
     Raises:

@@ -1,0 +1,130 @@
+"""`lumina validate`: the commands that measure runs and their stores."""
+
+import typing as tp
+from pathlib import Path
+
+import typer
+
+if tp.TYPE_CHECKING:
+    from ..validation.opened import Continued
+
+OUT = Path('outputs/validation')
+
+Out = tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for everything that is made.")]
+Models = tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+    '--model', '-m', help="Folder or signature of a dora run with fingerprints; may be repeated. Those of the suite "
+                          "that are finished below --out unless said.")]
+_Seconds = tp.Annotated[float, typer.Option(min=0.1, help="Length of a prompt; a query has 10 s with it.")]
+_Temperature = tp.Annotated[float, typer.Option(min=0.01, help="Of the continuations.")]
+_Text = tp.Annotated[bool, typer.Option('--with-text/--no-text', help="Continue a song under its own description.")]
+_Count = tp.Annotated[tp.Optional[int], typer.Option(min=1, help="Continue so many songs, spread over the catalogue; "
+                                                                 "all of them unless said.")]
+_Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
+
+
+def _prompt(seconds: float, temperature: float, with_text: bool, count: tp.Optional[int]) -> 'Continued':
+    from ..validation.opened import Continued
+    from ..validation.queries import Sampling
+    return Continued(seconds, with_text, count, Sampling(temperature=temperature))
+
+
+def _done(text: str, folder: Path) -> None:
+    print(text)
+    print(f'Written: {folder}/{folder.name}.md, {folder.name}.json, {folder.name}.png')
+
+
+def causal(out: Out = OUT, model: Models = None, seconds: _Seconds = 3., temperature: _Temperature = 0.6,
+           with_text: _Text = True, count: _Count = None, device: _Device = None) -> None:
+    """Is the song that a continuation goes on from the one that is found? By every store of a run, and by codes alone.
+
+    Writes causal.md, causal.json and causal.png. Called again it goes on where it was stopped.
+    """
+    from ..validation import causal as module
+    from ..validation.opened import open_stored
+    prompt = _prompt(seconds, temperature, with_text, count)
+    rows = [row for opened in open_stored(model or [], out, device) for row in module.measure(opened, prompt)]
+    _done(module.markdown(rows, prompt), module.save_causal(out, rows, prompt))
+
+
+def own(out: Out = OUT, model: Models = None, device: _Device = None) -> None:
+    """Does a song that the model was trained on find itself? By every store of a run.
+
+    Writes self.md, self.json and self.png. Called again it goes on where it was stopped.
+    """
+    from ..validation import own as module
+    from ..validation.opened import open_stored
+    rows = [row for opened in open_stored(model or [], out, device) for row in module.measure(opened)]
+    _done(module.markdown(rows), module.save_self(out, rows))
+
+
+def leave_out(
+    out: Out = OUT,
+    model: tp.Annotated[tp.Optional[str], typer.Option(
+        '--model', '-m', help="The run whose ground truth was made; the standard suite's unless said.")] = None,
+    truth: tp.Annotated[tp.Optional[Path], typer.Option(
+        help="A ground truth of another folder, e.g. one that is kept beside the code.")] = None,
+    device: _Device = None,
+) -> None:
+    """Who loses most when an artist's or a composition's songs are left out of training, and do the scores foretell it?
+
+    Writes leave-out.md, leave-out.json and leave-out.png. Called again it goes on where it was stopped.
+    """
+    from ..validation import leave_out_result as module
+    from ..validation.methods import CodeHistogram, Fingerprints, Method
+    from ..validation.opened import kept_scores, open_truth
+    found, opened = open_truth(out, model, truth, device)
+    songs = [found.queries[column] for column in found.columns('songs')]
+    methods: tp.List[Method] = [Fingerprints(opened.musicgen, store.path, found.songs) for store in opened.stores]
+    methods.append(CodeHistogram(songs, opened.musicgen.lm.card))
+    result = module.measure(found, methods, lambda *one: kept_scores(*one, opened))
+    _done(module.markdown(result), module.save_leave_out(out, result, found.facts))
+
+
+def repro(out: Out = OUT, model: Models = None, device: _Device = None,
+          songs: tp.Annotated[int, typer.Option(min=1, help="Songs that are fingerprinted.")] = 8,
+          repeats: tp.Annotated[int, typer.Option(min=1, help="Times that nothing is changed.")] = 20) -> None:
+    """How far does a fingerprint move with repeats, batch sizes, threads and half precision? For every store of a run.
+
+    Writes repro.md, repro.json and repro.png. Called again it goes on where it was stopped.
+    """
+    from ..models import default_device
+    from ..validation import repro as module
+    from ..validation.opened import open_stored
+    rows = [row for opened in open_stored(model or [], out, device) for row in module.measure(opened, songs, repeats)]
+    where = device or default_device()
+    _done(module.markdown(rows, where), module.save_repro(out, rows, where))
+
+
+def false_payments(
+    out: Out = OUT, model: Models = None,
+    strangers: tp.Annotated[tp.Optional[Path], typer.Option(
+        help="Manifest of recordings that owe nobody; the suite's unless said.")] = None,
+    other: tp.Annotated[tp.Optional[str], typer.Option(
+        help="A dora run that was trained on other songs, whose generations owe nobody; the suite's pretrained one "
+             "unless said.")] = None,
+    each: tp.Annotated[int, typer.Option(min=1, help="Free generations of --other, and as many continuations.")] = 32,
+    seconds: _Seconds = 3., temperature: _Temperature = 0.6, with_text: _Text = True, count: _Count = None,
+    device: _Device = None,
+) -> None:
+    """How often is somebody paid for music that owes nobody, and how often is the source of a continuation paid?
+
+    By every store and gate. Writes false-payments.md, false-payments.json and false-payments.png. Called again it goes
+    on where it was stopped.
+    """
+    from ..validation import false_payments as module
+    from ..validation import false_payments_result as result
+    from ..validation.opened import open_other, open_stored, suite_strangers
+    manifest, prompt = strangers or suite_strangers(out), _prompt(seconds, temperature, with_text, count)
+    source = open_other(other, out, each, device)
+    rows, refused = [], []
+    for opened in open_stored(model or [], out, device):
+        families = {'recordings': module.strangers_of(opened, manifest)}
+        if source is not None:
+            families['generations'] = module.others_of(opened, source, each, seconds)
+        found, why = module.measure(opened, families, opened.continued(prompt))
+        rows, refused = rows + found, refused + why
+    _done(result.markdown(rows, refused), result.save_false_payments(out, rows, refused))
+
+
+COMMANDS: tp.Dict[str, tp.Callable[..., None]] = {
+    'causal': causal, 'self': own, 'leave-out': leave_out, 'repro': repro, 'false-payments': false_payments}
