@@ -173,15 +173,16 @@ def run_songs(folder: Path) -> 'Catalogue':
 def _manifests(folder: Path, key: str) -> tp.List[Path]:
     """Whatever lies where a run's configuration may mean, likeliest first.
 
-    The quickstart tells a run by the environment where its songs are, which the configuration does not keep: they are
-    in `embedded` below dora's folder.
+    The quickstart and the validation suite tell a run by the environment where its songs are, which the configuration
+    does not keep: they are in `embedded` or in `songs` below dora's folder.
     """
     named, base = run_key(folder, key), run_key(folder, 'lumina.catalogue')
     if not named:
         return []
     places = run_paths(folder, named)
     if base and Path(named).is_relative_to(base):
-        places.append(folder.resolve().parent.parent / 'embedded' / Path(named).relative_to(base))
+        around = folder.resolve().parent.parent
+        places += [around / catalogue / Path(named).relative_to(base) for catalogue in ('embedded', 'songs')]
     return [path for path in places if path.exists()]
 
 
