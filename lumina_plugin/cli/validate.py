@@ -84,17 +84,27 @@ def lds(
     """
     from tqdm import tqdm
 
+    from ..catalogue_pass import run_songs
+    from ..errors import LuminaError
+    from ..models import load_musicgen, run_folder, run_stores
     from ..validation import methods as known
     from ..validation.judge import judge
-    from ..validation.opened import open_truth
-    found, opened = open_truth(out, model, truth)
-    musicgen = opened.musicgen
+    from ..validation.truth import GroundTruth
+    found = GroundTruth.load(truth or out / 'truth' / 'ground_truth.safetensors')
+    run = run_folder(model if model is not None else out / 'xps' / found.facts['run'])
+    if run is None:
+        raise LuminaError(f"The run {model or found.facts['run']} of this ground truth is not below {out}; make it "
+                          "with `lumina validate ground-truth`, or name it by --model.")
+    catalogue, musicgen = run_songs(run), load_musicgen(run)
+    if catalogue.hash != found.facts['catalogue']:
+        raise LuminaError(f"Run {run.name} was trained on other songs than those of the ground truth; name the run "
+                          "that it was made of by --model.")
     songs = [found.queries[column] for column in found.columns('songs')]
     chosen: tp.List[known.Method] = []
     ways: tp.List[tp.Optional[str]] = [None, *(score or [])]
-    for store in opened.stores:
-        chosen += [known.Fingerprints(musicgen, store.path, found.songs, way, songs) for way in ways]
-    seconds = {track.id: track.duration for track in opened.catalogue}
+    for store in run_stores(run):
+        chosen += [known.Fingerprints(musicgen, store, found.songs, way, songs) for way in ways]
+    seconds = {track.id: track.duration for track in catalogue}
     chosen += [known.CodeHistogram(songs, musicgen.lm.card),
                known.PlayingTime(found.songs, [seconds[song] for song in found.songs]), known.Random(found.songs)]
     table = judge(found, chosen, lambda items: tqdm(items, desc='scoring', unit='method', dynamic_ncols=True))

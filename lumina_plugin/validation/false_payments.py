@@ -16,6 +16,8 @@ from ..attribution import Attributor, QueryFacts
 from ..catalogue import Catalogue
 from ..conditions import attributes_for
 from ..errors import LuminaError
+from ..gradients import Example
+from ..hashing import codes_hash
 from ..recipe import Recipe, recipe_from_dict
 from ..report.schema import ChannelReport
 from ..store import FingerprintStore
@@ -35,8 +37,9 @@ class Paid:
     """What a gate lets through of a family of queries.
 
     Args:
-        run, store, gate, family, prompt, channel (str): Of what; the channel 'any' is paid where one of them is.
-        level (float): The gate's confidence.
+        run, store, gate, family, prompt, channel (str): Of what; in the channel 'any' a query pays where it does so in
+            one of them, and sums are means over them.
+        allowed (float): How often the gate means to pay where nothing is owed.
         queries (int): How many. paid (Interval): Share of them for which any song is paid, after Wilson.
         amount (float): Mean sum of shares. songs (float): Mean number of songs paid.
         source (Interval, optional): Share of them whose source is paid. source_share (float, optional): Its mean share.
@@ -47,7 +50,7 @@ class Paid:
     family: str
     prompt: str
     channel: str
-    level: float
+    allowed: float
     queries: int
     paid: Interval
     amount: float
@@ -66,6 +69,12 @@ def gates(recipe: Recipe) -> tp.Dict[str, Recipe]:
              if isinstance(kind, str)]
     keys = recipe.model_dump(mode='json')
     return {kind: recipe_from_dict({**keys, 'gate': {**keys['gate'], 'kind': kind}}) for kind in dict.fromkeys(kinds)}
+
+
+def allowed(recipe: Recipe) -> float:
+    """How often a gate means to pay where nothing is owed: what its confidence leaves, or its rate of false discoveries."""
+    decides = getattr(recipe.gate, 'decides', 'paper')
+    return float(getattr(recipe.gate, 'rate', 0.05)) if decides == 'calibrated' else 1 - recipe.gate.level
 
 
 # -- queries --------------------------------------------------------------------------------------------------------
@@ -127,6 +136,25 @@ def expect_strangers(queries: tp.Sequence[Query], songs: tp.Sequence[Query], rat
 
 # -- payments -----------------------------------------------------------------------------------------------------
 
+class _Remembering(Attributor):
+    """An attributor that knows the fingerprints that another one made: gates differ in what they make of them alone.
+
+    Args:
+        made (dict): Fingerprints of queries by one store, which its attributors share.
+    """
+
+    def __init__(self, made: tp.Dict[tp.Any, tp.Any], *args: tp.Any, **kwargs: tp.Any):
+        self._made = made
+        super().__init__(*args, **kwargs)
+
+    def _fingerprints(self, examples: tp.List[Example], of_part: tp.List[int]) -> tp.Any:
+        key = tuple((codes_hash(one.codes), one.start, one.stop, str(one.attributes.text), part)
+                    for one, part in zip(examples, of_part, strict=True))
+        if key not in self._made:
+            self._made[key] = super()._fingerprints(examples, of_part)
+        return self._made[key]
+
+
 def payments(opened: Opened, attributor: Attributor, queries: tp.Sequence[Query], readings: tp.Sequence[str], label: str
              ) -> tp.Dict[str, FloatArray]:
     """What every query pays, kept as it is found: by 'reading/channel/figure', [Q] each.
@@ -180,11 +208,12 @@ def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sourc
     rows: tp.List[Paid] = []
     refused = []
     for store in opened.stores:
+        made: tp.Dict[tp.Any, tp.Any] = {}
         for gate, recipe in gates(recipe_from_dict(store.identity.recipe)).items():
             name = f'{store.path.name}, gate {gate}'
             try:
-                attributor = Attributor(opened.musicgen.lm, opened.musicgen.compression_model, store, recipe=recipe,
-                                        codec_hash=opened.tokenizer.codec_hash)
+                attributor = _Remembering(made, opened.musicgen.lm, opened.musicgen.compression_model, store,
+                                          recipe=recipe, codec_hash=opened.tokenizer.codec_hash)
             except LuminaError as error:  # e.g. a gate that needs what this store does not hold
                 refused.append(f'{opened.title}, {name}: {error}')
                 continue
@@ -208,7 +237,7 @@ def _paid(run: str, store: FingerprintStore, gate: str, recipe: Recipe, family: 
         paid, source, total = (of['songs'] > 0).any(0), (of['source'] > 0).any(0), of['songs'].shape[1]
         known = reading != OWN  # that there is a source
         rows.append(Paid(
-            run, store.path.name, gate, family, reading, channel, recipe.gate.level, total,
+            run, store.path.name, gate, family, reading, channel, allowed(recipe), total,
             wilson(int(paid.sum()), total), float(of['amount'].mean()), float(of['songs'].mean()),
             wilson(int(source.sum()), total) if known else None, float(of['source'].mean()) if known else None))
     return rows

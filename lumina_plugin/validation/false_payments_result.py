@@ -32,7 +32,7 @@ def save_false_payments(out: tp.Union[str, Path], rows: tp.Sequence[Paid], refus
     """Write `false-payments.md`, `false-payments.json` and `false-payments.png`."""
     keys = list(dict.fromkeys((row.run, row.store, row.gate, row.channel) for row in rows if row.channel != ANY))
     found = {(row.run, row.store, row.gate, row.channel, row.family, row.prompt): row for row in rows}
-    allowed = sorted({1 - row.level for row in rows})
+    allowed = sorted({row.allowed for row in rows})
     families = list(dict.fromkeys(row.family for row in rows if row.prompt == OWN))
     panels = [Panel(f'{family}: somebody is paid', [_paid(found.get((*key, family, OWN))) for key in keys], allowed)
               for family in families]
