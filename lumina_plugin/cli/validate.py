@@ -5,8 +5,6 @@ from pathlib import Path
 
 import typer
 
-from .validate_run import COMMANDS, OUT
-
 validate_app = typer.Typer(no_args_is_help=True, help="""
 Measure attributions against the truth: retrain without songs and see what changes.
 
@@ -15,6 +13,7 @@ is there.
 """)
 
 _Out = tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for everything that is made.")]
+OUT = Path('outputs/validation')
 
 
 @validate_app.command('ground-truth')
@@ -129,7 +128,3 @@ def diagnose(
     module.save(out, scores, found)
     print(module.markdown(found))
     print(f'Written: {out}/diagnose.md, diagnose.json, diagnose.png')
-
-
-for _name, _command in COMMANDS.items():
-    validate_app.command(_name)(_command)

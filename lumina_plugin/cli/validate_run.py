@@ -5,15 +5,15 @@ from pathlib import Path
 
 import typer
 
+from .validate import OUT, validate_app
+
 if tp.TYPE_CHECKING:
     from ..validation.opened import Continued
 
-OUT = Path('outputs/validation')
-
-Out = tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for everything that is made.")]
-Models = tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+_Out = tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for everything that is made.")]
+_Models = tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
     '--model', '-m', help="Folder or signature of a dora run with fingerprints; may be repeated. Those of the suite "
-                          "that are finished below --out unless said.")]
+                          "that are finished below --out unless said; if there is none, it is trained first.")]
 _Seconds = tp.Annotated[float, typer.Option(min=0.1, help="Length of a prompt; a query has 10 s with it.")]
 _Temperature = tp.Annotated[float, typer.Option(min=0.01, help="Of the continuations.")]
 _Text = tp.Annotated[bool, typer.Option('--with-text/--no-text', help="Continue a song under its own description.")]
@@ -33,20 +33,24 @@ def _done(text: str, folder: Path) -> None:
     print(f'Written: {folder}/{folder.name}.md, {folder.name}.json, {folder.name}.png')
 
 
-def causal(out: Out = OUT, model: Models = None, seconds: _Seconds = 3., temperature: _Temperature = 0.6,
+@validate_app.command('causal')
+def causal(out: _Out = OUT, model: _Models = None, seconds: _Seconds = 3., temperature: _Temperature = 0.6,
            with_text: _Text = True, count: _Count = None, device: _Device = None) -> None:
     """Is the song that a continuation goes on from the one that is found? By every store of a run, and by codes alone.
 
-    Writes causal.md, causal.json and causal.png. Called again it goes on where it was stopped.
+    Without --model, the suite's model that knows its songs by heart is trained first if need be. Writes causal.md,
+    causal.json and causal.png. Called again it goes on where it was stopped.
     """
     from ..validation import causal as module
     from ..validation.opened import open_stored
     prompt = _prompt(seconds, temperature, with_text, count)
-    rows = [row for opened in open_stored(model or [], out, device) for row in module.measure(opened, prompt)]
+    rows = [row for opened in open_stored(model or [], out, device, by_heart=True)
+            for row in module.measure(opened, prompt)]
     _done(module.markdown(rows, prompt), module.save_causal(out, rows, prompt))
 
 
-def own(out: Out = OUT, model: Models = None, device: _Device = None) -> None:
+@validate_app.command('self')
+def own(out: _Out = OUT, model: _Models = None, device: _Device = None) -> None:
     """Does a song that the model was trained on find itself? By every store of a run.
 
     Writes self.md, self.json and self.png. Called again it goes on where it was stopped.
@@ -57,8 +61,9 @@ def own(out: Out = OUT, model: Models = None, device: _Device = None) -> None:
     _done(module.markdown(rows), module.save_self(out, rows))
 
 
+@validate_app.command('leave-out')
 def leave_out(
-    out: Out = OUT,
+    out: _Out = OUT,
     model: tp.Annotated[tp.Optional[str], typer.Option(
         '--model', '-m', help="The run whose ground truth was made; the standard suite's unless said.")] = None,
     truth: tp.Annotated[tp.Optional[Path], typer.Option(
@@ -80,7 +85,8 @@ def leave_out(
     _done(module.markdown(result), module.save_leave_out(out, result, found.facts))
 
 
-def repro(out: Out = OUT, model: Models = None, device: _Device = None,
+@validate_app.command('repro')
+def repro(out: _Out = OUT, model: _Models = None, device: _Device = None,
           songs: tp.Annotated[int, typer.Option(min=1, help="Songs that are fingerprinted.")] = 8,
           repeats: tp.Annotated[int, typer.Option(min=1, help="Times that nothing is changed.")] = 20) -> None:
     """How far does a fingerprint move with repeats, batch sizes, threads and half precision? For every store of a run.
@@ -95,8 +101,9 @@ def repro(out: Out = OUT, model: Models = None, device: _Device = None,
     _done(module.markdown(rows, where), module.save_repro(out, rows, where))
 
 
+@validate_app.command('false-payments')
 def false_payments(
-    out: Out = OUT, model: Models = None,
+    out: _Out = OUT, model: _Models = None,
     strangers: tp.Annotated[tp.Optional[Path], typer.Option(
         help="Manifest of recordings that owe nobody; the suite's unless said.")] = None,
     other: tp.Annotated[tp.Optional[str], typer.Option(
@@ -124,7 +131,3 @@ def false_payments(
         found, why = module.measure(opened, families, opened.continued(prompt))
         rows, refused = rows + found, refused + why
     _done(result.markdown(rows, refused), result.save_false_payments(out, rows, refused))
-
-
-COMMANDS: tp.Dict[str, tp.Callable[..., None]] = {
-    'causal': causal, 'self': own, 'leave-out': leave_out, 'repro': repro, 'false-payments': false_payments}

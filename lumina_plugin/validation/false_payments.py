@@ -72,9 +72,10 @@ def gates(recipe: Recipe) -> tp.Dict[str, Recipe]:
 
 
 def allowed(recipe: Recipe) -> float:
-    """How often a gate means to pay where nothing is owed: what its confidence leaves, or its rate of false discoveries."""
+    """How often a gate means to pay where nothing is owed: by its confidence, or its rate of false discoveries."""
     decides = getattr(recipe.gate, 'decides', 'paper')
-    return float(getattr(recipe.gate, 'rate', 0.05)) if decides == 'calibrated' else 1 - recipe.gate.level
+    by_level = 1 - recipe.gate.level
+    return float(getattr(recipe.gate, 'rate', by_level)) if decides == 'calibrated' else by_level
 
 
 # -- queries --------------------------------------------------------------------------------------------------------

@@ -133,15 +133,17 @@ def open_run(source: tp.Union[str, Path], out: Path, title: tp.Optional[str] = N
                   recordings(read, tokenizer, 'songs', round(SECONDS * tokenizer.frame_rate)), Path(out))
 
 
-def open_stored(models: tp.Sequence[str], out: Path, device: tp.Optional[str] = None) -> tp.Iterator[Opened]:
+def open_stored(models: tp.Sequence[str], out: Path, device: tp.Optional[str] = None, by_heart: bool = False
+                ) -> tp.Iterator[Opened]:
     """The runs to be measured, one after the other: those named, else those of the suite that are finished below `out`.
 
+    Args:
+        by_heart (bool): Without a name, train the suite's model that knows its songs by heart first if need be.
     Raises:
-        LuminaError: when there is none, or one has no store.
+        LuminaError: when one has no store, or too few songs.
     """
     named: tp.List[tp.Tuple[tp.Optional[str], tp.Union[str, Path]]] = [(None, model) for model in models]
-    for title, source in named or [(f'{name} ({run.name})', run) for name, run in suite_runs(out).items()
-                                   if name != 'pretrained']:
+    for title, source in named or [(f'{name} ({run.name})', run) for name, run in suite_runs(out, by_heart).items()]:
         opened = open_run(source, out, title, device)
         if not opened.stores:
             raise LuminaError(f"Run {opened.run.name} has no fingerprints yet; make them with `lumina fingerprint "
@@ -152,14 +154,18 @@ def open_stored(models: tp.Sequence[str], out: Path, device: tp.Optional[str] = 
         yield opened
 
 
-def suite_runs(out: Path) -> tp.Dict[str, Path]:
-    """The suite's runs that are finished below a folder, the memorised one being trained where there is none at all."""
-    from .suite import build_songs, finished_runs, memorised_run
+def suite_runs(out: Path, by_heart: bool = False) -> tp.Dict[str, Path]:
+    """The suite's runs with fingerprints that are finished below a folder, by name.
+
+    The one that knows its songs by heart is trained where that is asked for, or where there is none at all.
+    """
+    from .suite import build_songs, finished_run, memorised_run
     work = Path(out).absolute()
-    found = finished_runs(work, work / 'songs')
-    if not set(found) - {'pretrained'}:
-        found['memorised'] = memorised_run(work, build_songs(work))
-    return found
+    runs = {'fine-tuned': finished_run(work), 'by heart': finished_run(work, 'validation_memorised')}
+    if runs['by heart'] is None and (by_heart or runs['fine-tuned'] is None):
+        logger.info("Training the suite's model that knows its songs by heart; name a run of your own by --model.")
+        runs['by heart'] = memorised_run(work, build_songs(work))
+    return {name: run for name, run in runs.items() if run is not None}
 
 
 def open_other(source: tp.Optional[str], out: Path, songs: int, device: tp.Optional[str] = None
@@ -168,9 +174,8 @@ def open_other(source: tp.Optional[str], out: Path, songs: int, device: tp.Optio
     is finished below `out`."""
     if source is not None:
         return open_run(source, out, None, device, songs)
-    from .suite import finished_runs
-    work = Path(out).absolute()
-    run = finished_runs(work, work / 'songs').get('pretrained') if (work / 'xps').is_dir() else None
+    from .suite import finished_run
+    run = finished_run(Path(out).absolute(), 'validation_pretraining')
     if run is None:
         logger.warning("There is no pretrained run below %s and none is named by --other: recordings alone are asked.",
                        out)

@@ -15,8 +15,6 @@ from .excerpts import build_excerpts
 
 PRETRAINING, CALIBRATION, STRANGERS = 400, 100, 100  # further songs: to pretrain on, to set gates by, to test them with
 
-PRETRAINED, MEMORISED = ['solver=lumina/validation_pretraining'], ['solver=lumina/validation_memorised']
-
 
 def build_songs(work: Path, jobs: int = 2) -> Path:
     """The suite's songs below a folder: `songs/egs/{train,heldout,pretraining,calibration,strangers}`.
@@ -45,37 +43,9 @@ def standard_run(work: Path, songs: Path, overrides: tp.Sequence[str] = ()) -> t
     Raises:
         LuminaError: when a training fails.
     """
-    pretrained = dora_run(PRETRAINED, work, songs)
-    return dora_run([*tuned_from(pretrained), *overrides], work, songs), pretrained
-
-
-def tuned_from(pretrained: Path) -> tp.List[str]:
-    """Overrides of the fine-tuned run that continues from the pretrained one."""
-    return ['solver=lumina/validation', f'continue_from=//sig/{pretrained.name}']
-
-
-def memorised_run(work: Path, songs: Path) -> Path:
-    """The folder of a model that is trained from scratch until it knows its songs by heart, so that what it makes can
-    be traced to them; what is finished is kept.
-
-    Raises:
-        LuminaError: when the training fails.
-    """
-    return dora_run(MEMORISED, work, songs)
-
-
-def finished_runs(work: Path, songs: Path) -> tp.Dict[str, Path]:
-    """Folders of the suite's runs that have been trained to their end below `work`: of 'fine-tuned', 'memorised' and
-    'pretrained' those that there are. Nothing is trained."""
-    before = dict(os.environ)
-    try:
-        pretrained = _experiment(PRETRAINED, work, songs).folder
-        runs = {'fine-tuned': tuned_from(pretrained), 'memorised': MEMORISED, 'pretrained': PRETRAINED}
-        found = {name: _experiment(argv, work, songs) for name, argv in runs.items()}
-    finally:
-        os.environ.clear()
-        os.environ.update(before)  # whoever only looks does not move where signatures are looked for
-    return {name: xp.folder for name, xp in found.items() if _epochs(xp.folder) >= int(xp.cfg.optim.epochs)}
+    pretrained = dora_run(['solver=lumina/validation_pretraining'], work, songs)
+    tuned = dora_run(['solver=lumina/validation', f'continue_from=//sig/{pretrained.name}', *overrides], work, songs)
+    return tuned, pretrained
 
 
 def finished_run(work: Path, preset: str = 'validation') -> tp.Optional[Path]:
@@ -100,22 +70,17 @@ def dora_run(argv: tp.Sequence[str], work: Path, songs: Path) -> Path:
     Raises:
         LuminaError: when it fails.
     """
-    xp = _experiment(argv, work, songs)
+    os.environ.update(LUMINA_DORA_DIR=str(work), LUMINA_CATALOGUE=str(songs))
+    os.environ.pop('AUDIOCRAFT_DORA_DIR', None)
+    from ..train import main
+    main.dora.dir = work
+    xp = main.get_xp(argv)
     if _epochs(xp.folder) < int(xp.cfg.optim.epochs):
         done = subprocess.run([sys.executable, '-m', 'dora', '-P', 'lumina_plugin', 'run', *argv], check=False)
         if done.returncode or _epochs(xp.folder) < int(xp.cfg.optim.epochs):
             raise LuminaError(f"dora run {' '.join(argv)} ended with exit code {done.returncode}; its log is "
                               f"{xp.folder}/solver.log.0. Mend what it names and call this again: it resumes.")
     return xp.folder
-
-
-def _experiment(argv: tp.Sequence[str], work: Path, songs: Path) -> tp.Any:
-    """dora's experiment of overrides, in this process's environment too, which its own processes inherit."""
-    os.environ.update(LUMINA_DORA_DIR=str(work), LUMINA_CATALOGUE=str(songs))
-    os.environ.pop('AUDIOCRAFT_DORA_DIR', None)
-    from ..train import main
-    main.dora.dir = work
-    return main.get_xp(list(argv))
 
 
 def _epochs(run: Path) -> int:
