@@ -40,7 +40,7 @@ def wilson(count: int, total: int) -> Interval:
     p, z2 = count / total, Z95 ** 2 / total
     centre = (p + z2 / 2) / (1 + z2)
     half = math.sqrt(p * (1 - p) * z2 + z2 ** 2 / 4) / (1 + z2)
-    return Interval(p, max(0., centre - half), min(1., centre + half))
+    return Interval(p, max(0., min(p, centre - half)), min(1., max(p, centre + half)))  # rounding aside
 
 
 # -- work that is kept --------------------------------------------------------------------------------------------
