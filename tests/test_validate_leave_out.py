@@ -68,9 +68,10 @@ def test_the_method_that_knows_agrees_and_its_opposite_does_not(known):
     assert [(row.kind, row.groups) for row in rows] == [('artist', 3), ('composition', 3), ('all', 6)]
     for row in rows:
         assert [one.mean for one in row.measures.values()] == pytest.approx([1., 1., 1.])
+    guessing = chances(losses)
     for row in agreement('continued', 'opposite', 'P', -influence, losses):
         assert row.measures['Spearman'].mean == pytest.approx(-1.) and row.measures['top-1'].mean == 0.
-        assert row.measures['NDCG'].mean < chances(losses)[row.kind]['NDCG'].low
+        assert row.measures['NDCG'].mean < guessing[row.kind]['NDCG'].low
 
 
 def test_the_group_of_the_source_is_found_where_it_was_left_out(known):
@@ -87,12 +88,13 @@ def test_the_group_of_the_source_is_found_where_it_was_left_out(known):
 
 def test_noise_is_what_chance_makes_of_a_difference():
     """No song matters: the losses' differences have the standard deviation that is told."""
-    truth = truth_of(np.zeros((400, 12)), queries_of(400), noise=.3, models=plan(whole=4))
+    truth = truth_of(np.zeros((150, 12)), queries_of(150), noise=.3, models=plan(whole=4))
     losses = losses_without(truth, 'continued', True)
-    assert losses.noise == pytest.approx(.3 * np.sqrt(1 + 1 / 4), rel=.05)
+    assert losses.noise == pytest.approx(.3 * np.sqrt(1 + 1 / 4), rel=.1)
     assert losses.delta.std() == pytest.approx(losses.noise, rel=.1)
-    for row in agreement('continued', 'oracle', 'P', np.random.default_rng(1).normal(size=(400, 12)), losses):
-        level = chances(losses)[row.kind]
+    guessing = chances(losses)
+    for row in agreement('continued', 'oracle', 'P', np.random.default_rng(1).normal(size=(150, 12)), losses):
+        level = guessing[row.kind]
         for name, one in row.measures.items():
             assert one.low < level[name].high and one.high > level[name].low
 

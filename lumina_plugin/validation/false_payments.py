@@ -86,16 +86,14 @@ def strangers_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.List[Query
     Raises:
         LuminaError: when one is a song of a store.
     """
-    catalogue = Catalogue.from_manifest(manifest)
+    catalogue = [track for track in Catalogue.from_manifest(manifest)
+                 if not opened.tokenizer.file(track.path, track.sha256).silent]
     known = {record.sha256: record.id for store in opened.stores for record in store.tracks if record.sha256}
     for track in catalogue:
         if track.sha256 in known:
             raise LuminaError(f"{track.path} is {known[track.sha256]} of the store's catalogue, so that something is "
                               "owed for it; name recordings that the model never saw by --strangers.")
-    sounding = {track.id for track in catalogue
-                if not opened.tokenizer.file(track.path, track.sha256).silent}
-    return [query for query in recordings(catalogue, opened.tokenizer, 'heldout', opened.frames(SECONDS))
-            if query.id in sounding]
+    return recordings(catalogue, opened.tokenizer, 'heldout', opened.frames(SECONDS))
 
 
 def others_of(opened: Opened, other: Opened, each: int = EACH, seconds: float = 3.) -> tp.List[Query]:

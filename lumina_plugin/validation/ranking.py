@@ -9,7 +9,7 @@ from scipy import stats
 from .lds import spearman
 from .truth import FloatArray
 
-SHUFFLES = 1000
+SHUFFLES = 400
 
 
 def ranks(scores: npt.ArrayLike) -> FloatArray:
@@ -30,17 +30,11 @@ def ndcg(scores: npt.ArrayLike, gains: npt.ArrayLike) -> FloatArray:
     """
     given, gain = np.asarray(scores, dtype=np.float64), np.maximum(np.asarray(gains, dtype=np.float64), 0.)
     discount = 1 / np.log2(2 + np.arange(given.shape[1]))
-    shared = np.stack([_shared(row, discount) for row in given])
+    first, last = (np.asarray(stats.rankdata(-given, method, axis=1), dtype=np.int64) for method in ('min', 'max'))
+    sums = np.concatenate([[0.], np.cumsum(discount)])
+    shared = (sums[last] - sums[first - 1]) / (last - first + 1)  # over the places that equal scores hold together
     best = (-np.sort(-gain, axis=1) * discount).sum(1)
     return np.divide((gain * shared).sum(1), best, out=np.full(len(given), np.nan), where=best > 0)
-
-
-def _shared(row: FloatArray, discount: FloatArray) -> FloatArray:
-    """Discount of each place in a row [N]: the mean over the places that equal scores hold together."""
-    _, level, count = np.unique(-row, return_inverse=True, return_counts=True)
-    ends = np.cumsum(count)
-    sums = np.concatenate([[0.], np.cumsum(discount)])
-    return ((sums[ends] - sums[ends - count]) / count)[level]
 
 
 def top_agrees(scores: npt.ArrayLike, truth: npt.ArrayLike) -> FloatArray:
@@ -68,12 +62,10 @@ def chance(measure: tp.Callable[[FloatArray, FloatArray], FloatArray], truth: np
     """Chance level of a measure on a truth [Q, N]: its mean over queries where each one's columns are shuffled."""
     given = np.asarray(truth, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    order = np.tile(np.arange(given.shape[1], dtype=np.float64), (len(given), 1))
-    means = [float(_mean(measure(rng.permuted(order, axis=1), given))) for _ in range(SHUFFLES)]
-    low, high = np.nanquantile(means, [.025, .975]) if np.isfinite(means).any() else (np.nan, np.nan)
-    return Chance(float(_mean(np.asarray(means))), float(low), float(high))
-
-
-def _mean(values: FloatArray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else np.nan
+    order = np.tile(np.arange(given.shape[1], dtype=np.float64), (SHUFFLES * len(given), 1))
+    values = measure(rng.permuted(order, axis=1), np.tile(given, (SHUFFLES, 1))).reshape(SHUFFLES, -1)
+    known = values[:, np.isfinite(values).all(0)]  # what one query's measure cannot be taken of, no order changes
+    if not known.size:
+        return Chance(np.nan, np.nan, np.nan)
+    low, high = np.quantile(known.mean(1), [.025, .975])
+    return Chance(float(known.mean()), float(low), float(high))
