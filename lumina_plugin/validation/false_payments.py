@@ -88,12 +88,18 @@ def strangers_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.List[Query
     """
     catalogue = [track for track in Catalogue.from_manifest(manifest)
                  if not opened.tokenizer.file(track.path, track.sha256).silent]
-    known = {record.sha256: record.id for store in opened.stores for record in store.tracks if record.sha256}
+    known = _recordings_of(opened)
     for track in catalogue:
         if track.sha256 in known:
             raise LuminaError(f"{track.path} is {known[track.sha256]} of the store's catalogue, so that something is "
                               "owed for it; name recordings that the model never saw by --strangers.")
     return recordings(catalogue, opened.tokenizer, 'heldout', opened.frames(SECONDS))
+
+
+def _recordings_of(opened: Opened) -> tp.Dict[str, str]:
+    """Ids of the songs that can be paid, by the hash of their recording."""
+    return {record.sha256: record.id for store in opened.stores for record in store.tracks
+            if record.sha256 and record.status == 'ok'}
 
 
 def others_of(opened: Opened, other: Opened, each: int = EACH, seconds: float = 3.) -> tp.List[Query]:
@@ -105,7 +111,7 @@ def others_of(opened: Opened, other: Opened, each: int = EACH, seconds: float = 
     if other.tokenizer.codec_hash != opened.tokenizer.codec_hash:
         raise LuminaError(f"Run {other.run.name} has another codec than {opened.run.name}; name one with the same by "
                           "--other.")
-    known = {record.sha256 for store in opened.stores for record in store.tracks}
+    known = _recordings_of(opened)
     shared = [track.id for track in other.catalogue if track.sha256 in known]
     if shared:
         raise LuminaError(f"Run {other.run.name} was trained on {shared[0]}, which is in the catalogue of "
