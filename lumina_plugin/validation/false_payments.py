@@ -197,6 +197,15 @@ def _figures(channel: ChannelReport, source: tp.Optional[str]) -> tp.Dict[str, f
     return {'amount': sum(shares.values()), 'songs': float(len(shares)), 'source': shares.get(source or '', 0.)}
 
 
+def _expect_gate(attributor: Attributor, query: Query) -> None:
+    """LuminaError where another gate than the recipe's would decide, as for a store that was never calibrated."""
+    report = attributor.attribute_codes(query.codes, attributes_for(attributor.lm, query.text))
+    wanted = getattr(attributor.recipe.gate, 'decides', 'paper') == 'calibrated'
+    if any(getattr(channel, 'calibrated', wanted) != wanted for channel in report.channels.values()):
+        raise LuminaError(f"the store {attributor.store.path} does not hold what its gate needs, so that the printed one "
+                          "would decide; calibrate it first.")
+
+
 def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sources: tp.Sequence[Query]
             ) -> tp.Tuple[tp.List[Paid], tp.List[str]]:
     """What every store and gate of a run pays for queries that owe nothing, and for continuations of its songs.
@@ -219,7 +228,8 @@ def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sourc
             try:
                 attributor = _Remembering(made, opened.musicgen.lm, opened.musicgen.compression_model, store,
                                           recipe=recipe, codec_hash=opened.tokenizer.codec_hash)
-            except LuminaError as error:  # e.g. a gate that needs what this store does not hold
+                _expect_gate(attributor, sources[0])
+            except LuminaError as error:
                 refused.append(f'{opened.title}, {name}: {error}')
                 continue
             for family, queries in [*families.items(), (SOURCES, sources)]:
