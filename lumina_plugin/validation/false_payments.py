@@ -202,8 +202,8 @@ def _expect_gate(attributor: Attributor, query: Query) -> None:
     report = attributor.attribute_codes(query.codes, attributes_for(attributor.lm, query.text))
     wanted = getattr(attributor.recipe.gate, 'decides', 'paper') == 'calibrated'
     if any(getattr(channel, 'calibrated', wanted) != wanted for channel in report.channels.values()):
-        raise LuminaError(f"the store {attributor.store.path} does not hold what its gate needs, so that the printed one "
-                          "would decide; calibrate it first.")
+        raise LuminaError(f"the store {attributor.store.path} does not hold what this gate needs, so that the printed "
+                          "one would decide; calibrate it first.")
 
 
 def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sources: tp.Sequence[Query]
