@@ -84,22 +84,31 @@ def strangers_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.List[Query
     """The beginnings of recordings that owe the run nothing, those with sound.
 
     Raises:
-        LuminaError: when one is a song of a store.
+        LuminaError: when one is a song of a store, or one that its gate was set by.
     """
     catalogue = [track for track in Catalogue.from_manifest(manifest)
                  if not opened.tokenizer.file(track.path, track.sha256).silent]
     known = _recordings_of(opened)
     for track in catalogue:
         if track.sha256 in known:
-            raise LuminaError(f"{track.path} is {known[track.sha256]} of the store's catalogue, so that something is "
-                              "owed for it; name recordings that the model never saw by --strangers.")
+            raise LuminaError(f"{track.path} is {known[track.sha256]} of a store of {opened.run.name}, which knows it; "
+                              "name recordings by --strangers that are in no catalogue and set no gate.")
     return recordings(catalogue, opened.tokenizer, 'heldout', opened.frames(SECONDS))
 
 
 def _recordings_of(opened: Opened) -> tp.Dict[str, str]:
-    """Ids of the songs that can be paid, by the hash of their recording."""
-    return {record.sha256: record.id for store in opened.stores for record in store.tracks
-            if record.sha256 and record.status == 'ok'}
+    """What stores know, by the hash of the recording: songs that can be paid, and songs that a gate was set by."""
+    known = {song.sha256: f'the outside song {song.id}' for store in opened.stores for song in _outside(store)}
+    known.update({record.sha256: record.id for store in opened.stores for record in store.tracks
+                  if record.sha256 and record.status == 'ok'})
+    return known
+
+
+def _outside(store: FingerprintStore) -> tp.List[tp.Any]:
+    """Songs outside of the catalogue by which a store's gate was set, where it holds such."""
+    read = getattr(store, 'null', None)
+    nulls = [read(checkpoint) for checkpoint in store.checkpoints] if read is not None else []
+    return [song for null in nulls if null is not None for song in null.songs]
 
 
 def others_of(opened: Opened, other: Opened, each: int = EACH, seconds: float = 3.) -> tp.List[Query]:
@@ -112,10 +121,10 @@ def others_of(opened: Opened, other: Opened, each: int = EACH, seconds: float = 
         raise LuminaError(f"Run {other.run.name} has another codec than {opened.run.name}; name one with the same by "
                           "--other.")
     known = _recordings_of(opened)
-    shared = [track.id for track in other.catalogue if track.sha256 in known]
+    shared = [known[track.sha256] for track in other.catalogue if track.sha256 in known]
     if shared:
-        raise LuminaError(f"Run {other.run.name} was trained on {shared[0]}, which is in the catalogue of "
-                          f"{opened.run.name}; name one that was trained on other songs by --other.")
+        raise LuminaError(f"Run {other.run.name} was trained on {shared[0]} of a store of {opened.run.name}; name one "
+                          "that was trained on other songs by --other.")
     return [*other.free(each), *other.continued(Continued(seconds, with_text=False, count=each))]
 
 
