@@ -81,7 +81,8 @@ def leave_out(
     songs = [found.queries[column] for column in found.columns('songs')]
     methods: tp.List[Method] = [Fingerprints(opened.musicgen, store.path, found.songs) for store in opened.stores]
     methods.append(CodeHistogram(songs, opened.musicgen.lm.card))
-    result = module.measure(found, methods, lambda *one: kept_scores(*one, opened))
+    result = module.measure(found, methods, lambda method, queries, masked: kept_scores(
+        method, queries, masked, opened))
     _done(module.markdown(result), module.save_leave_out(out, result, found.facts))
 
 
@@ -123,7 +124,8 @@ def false_payments(
     from ..validation.opened import open_other, open_stored, suite_strangers
     manifest, prompt = strangers or suite_strangers(out), _prompt(seconds, temperature, with_text, count)
     source = open_other(other, out, each, device)
-    rows, refused = [], []
+    rows: tp.List[module.Paid] = []
+    refused: tp.List[str] = []
     for opened in open_stored(model or [], out, device):
         families = {'recordings': module.strangers_of(opened, manifest)}
         if source is not None:
