@@ -77,13 +77,37 @@ class ScoringConfig(_Section):
 
 
 class GateConfig(_Section):
-    """Which cosines are too small to be told from chance."""
+    """Which songs cannot be told from chance."""
+    kind: tp.Optional[tp.Literal['paper', 'calibrated']] = pydantic.Field(
+        None, description="Who decides which songs are paid. paper: the printed confidence, by level, tail and "
+                          "noise_floor. calibrated: p-values from songs outside of the catalogue. null: calibrated "
+                          "where noise_floor is measured, as in recipes from before this key. Reports show both.")
+    rate: float = pydantic.Field(
+        0.05, gt=0, lt=1, description="Of the songs that the calibrated gate lets through, the share that may be there "
+                                      "by chance (false discovery rate, per query and channel).")
     level: float = pydantic.Field(0.95, gt=0, lt=1, description="Confidence at which a song passes.")
     tail: tp.Literal['two_sided', 'one_sided'] = pydantic.Field(
         'two_sided', description="two_sided: the printed erf(z/√2), 95 % at z = 1.960. one_sided: the paper's ~1.65σ.")
     noise_floor: tp.Literal['theory', 'measured'] = pydantic.Field(
         'measured', description="theory: 1/√D about 0. measured: mean and spread of the cosines between the store's "
                                 "own songs.")
+
+    @property
+    def decides(self) -> tp.Literal['paper', 'calibrated']:
+        """The gate by which songs are paid."""
+        return self.kind or ('calibrated' if self.noise_floor == 'measured' else 'paper')
+
+    @pydantic.model_serializer(mode='wrap')
+    def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
+        """Leave `kind` and `rate` out where they change nothing for the printed gate: recipes that do without them
+        keep their hash."""
+        keys = dump(self)
+        keys['kind'] = self.decides
+        if self.decides == 'paper' and self.noise_floor == 'theory':
+            del keys['kind']
+            if self.rate == GateConfig.model_fields['rate'].default:
+                del keys['rate']
+        return keys
 
 
 class Recipe(_Section):
@@ -150,6 +174,7 @@ class Recipe(_Section):
         """All keys, flat with dots, e.g. `{'projection.dim': 512, ...}`."""
         keys = self.model_dump(mode='json')
         keys['projection']['block_factors'] = self.projection.factor_kind  # also where it follows from `kind`
+        keys['gate'].update(kind=self.gate.decides, rate=self.gate.rate)
         return dict(_flatten(keys))
 
 
@@ -171,15 +196,15 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     'paper': dict(
         name='paper', objective='cross_entropy', block_norm=False, checkpoints='last', mask_prompt=False,
         projection=dict(kind='random', dim=512, center=False, residual_dim=0),
-        scoring=dict(method='kernel', ridge=0.01), gate=dict(noise_floor='theory')),
-    # What retraining shows to be nearest to the truth (docs/validation.md): margin gradients of attention and loss gradients
-    # of the output linears, weights of length 1 each, all checkpoints, kernel regression with a ridge that smooths, on a
-    # projection fitted to the songs.
+        scoring=dict(method='kernel', ridge=0.01), gate=dict(kind='paper', noise_floor='theory')),
+    # What retraining shows to be nearest to the truth (docs/validation.md): margin gradients of attention and loss
+    # gradients of the output linears, weights of length 1 each, all checkpoints, kernel regression with a ridge that
+    # smooths, on a projection fitted to the songs.
     'default': dict(
         name='default', objective={'P': 'margin', 'M': 'cross_entropy'}, block_norm=True, checkpoints='all',
         mask_prompt=True, query_phases=4,
         projection=dict(kind='fitted', dim=512, block_width=128, center=False, residual_dim=None),
-        scoring=dict(method='kernel', ridge=0.3), gate=dict(noise_floor='measured')),
+        scoring=dict(method='kernel', ridge=0.3), gate=dict(kind='calibrated', noise_floor='measured')),
 }
 
 

@@ -4,6 +4,10 @@ Two different sigmas appear and must not be mixed. The *noise floor* belongs to 
 chance alone produces, and is compared with the cosine. The *sd* belongs to STS: it is the spread of this query's scores
 over the catalogue, and is compared with the score.
 
+Two gates say which songs may be paid, and either can decide: the printed one, which compares the cosine with a noise
+floor, and the calibrated one, which asks what songs outside of the catalogue score (`calibration`). With the calibrated
+gate shares are parts of the weights of all songs, so that what chance explains stays unattributed.
+
 Every degenerate case has a defined result: no spread, fewer than three songs, or nobody qualified mean that all shares
 are 0 and the unattributed remainder is 1. No finite input yields NaN.
 """
@@ -17,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import erf, erfinv
 
+from .calibration import Null, q_values
 from .errors import LuminaError
 from .scoring import EXACT_SONGS, FloatArray, StackedRows, finite_rows, unit_rows
 
@@ -246,7 +251,8 @@ def total_weight(weight: npt.ArrayLike, qualified: npt.ArrayLike) -> float:
 def shares(weight: npt.ArrayLike, qualified: npt.ArrayLike, total: tp.Optional[float] = None) -> FloatArray:
     """w/Σw over the qualified songs, 0 for the others: `[N]`, `[N]` -> `[N]`, with sum 1, or 0 if nobody qualifies.
 
-    `total` is the whole catalogue's Σw, where these are some of its songs.
+    `total` is what is divided, where that is not these songs' own Σw: the whole catalogue's, where these are some of
+    its songs, or that of all songs, qualified or not (calibrated gate).
     """
     counted = _counted(weight, qualified)
     total = _sum(counted) if total is None else total
@@ -262,6 +268,28 @@ def _sum(counted: FloatArray) -> float:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Chance:
+    """What the outside songs say of one query; arrays `[N]`.
+
+    Attributes:
+        p: how often chance alone scores as high. q: the same after Benjamini and Hochberg, over all songs.
+        rate: q at which a song passes.
+    """
+    p: FloatArray
+    q: FloatArray
+    rate: float
+
+    def at(self, index: npt.NDArray[np.int64]) -> 'Chance':
+        """The same of some songs."""
+        return dataclasses.replace(self, p=self.p[index], q=self.q[index])
+
+    @functools.cached_property
+    def passes(self) -> BoolArray:
+        """Whether each song passes the calibrated gate."""
+        return self.q <= self.rate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ChannelStatistics:
     """What one channel says about one query. Arrays are `[N]`, in the store's order of songs.
 
@@ -274,7 +302,10 @@ class ChannelStatistics:
         earned: Σ of the weights of all songs that qualify.
         noise_floor: σ of the gate.
         noise_mean: the cosine that counts as unremarkable; 0 for the printed gate.
-        gate: the gate that was used.
+        gate: the printed gate that was used.
+        chance: the calibrated gate's verdict, where the store has outside songs.
+        calibrated: whether it decides who is paid; else the printed gate does.
+        divided: Σ of the weights that shares are parts of: with the calibrated gate of all songs, qualified or not.
     """
     cosine: FloatArray
     score: FloatArray
@@ -283,15 +314,21 @@ class ChannelStatistics:
     noise_floor: float
     noise_mean: float
     gate: Gate
+    chance: tp.Optional[Chance] = None
+    calibrated: bool = False
+    divided: tp.Optional[float] = None
 
     def at(self, index: npt.NDArray[np.int64]) -> 'ChannelStatistics':
         """The same numbers, of some songs only, in the order of `index`; shares stay those among all songs."""
-        return dataclasses.replace(self, cosine=self.cosine[index], score=self.score[index])
+        return dataclasses.replace(self, cosine=self.cosine[index], score=self.score[index],
+                                   chance=None if self.chance is None else self.chance.at(index))
 
     @property
     def unattributed(self) -> float:
         """What is left of 1 when all shares are paid."""
-        return 0.0 if self.earned > 0 else 1.0
+        if self.earned <= 0:
+            return 1.0
+        return 0.0 if self.divided is None else max(0.0, 1.0 - self.earned / self.divided)
 
     @functools.cached_property
     def z(self) -> FloatArray:
@@ -305,7 +342,7 @@ class ChannelStatistics:
 
     @functools.cached_property
     def passes_gate(self) -> BoolArray:
-        """z reaches the gate's threshold."""
+        """z reaches the printed gate's threshold."""
         return self.gate.passes(self.z)
 
     @functools.cached_property
@@ -315,13 +352,14 @@ class ChannelStatistics:
 
     @functools.cached_property
     def qualified(self) -> BoolArray:
-        """Passes the gate, and STS > 1."""
-        return self.passes_gate & (self.weight > 0)
+        """Passes the gate that decides, and STS > 1."""
+        passes = self.chance.passes if self.calibrated and self.chance is not None else self.passes_gate
+        return passes & (self.weight > 0)
 
     @functools.cached_property
     def share(self) -> FloatArray:
-        """Fraction of the channel's money; sums to 1 or 0 over all songs."""
-        return shares(self.weight, self.qualified, self.earned)
+        """Fraction of the channel's money; sums to 1 - `unattributed` over all songs."""
+        return shares(self.weight, self.qualified, self.earned if self.divided is None else self.divided)
 
     @functools.cached_property
     def confidence(self) -> FloatArray:
@@ -355,6 +393,9 @@ def channel_statistics(
     gate: tp.Optional[Gate] = None,
     noise_mean: float = 0.0,
     spread: tp.Optional[Spread] = None,
+    null: tp.Optional[Null] = None,
+    rate: float = 0.05,
+    calibrated: bool = True,
 ) -> ChannelStatistics:
     """All statistics of one query in one channel.
 
@@ -365,6 +406,8 @@ def channel_statistics(
         gate: 95 %, two-sided unless given.
         noise_mean: mean of the gate's noise, from `measured_noise`; 0 as printed unless given.
         spread: of the whole catalogue's scores, where these N songs are some of it; shares are then among these N.
+        null: what chance alone scores, for the calibrated gate at `rate`.
+        calibrated: whether that gate decides, where there is a null; else it is a second opinion.
     Raises:
         LuminaError: where lengths differ, a value is not finite, or the noise floor is not above 0.
     """
@@ -375,8 +418,12 @@ def channel_statistics(
     z_score(0.0, noise_floor)  # refuses one that is not above 0
     values = ChannelStatistics(cosines, scores, spread_of(scores) if spread is None else spread, 0.0,
                                float(noise_floor), float(noise_mean), gate)
+    if null is not None:
+        p = null.p_values(null.z(scores))
+        values = dataclasses.replace(values, chance=Chance(p, q_values(p), rate), calibrated=calibrated)
     some = values.at(values.candidates)
-    return dataclasses.replace(values, earned=total_weight(some.weight, some.qualified))
+    divided = total_weight(some.weight, some.weight > 0) if values.calibrated else None
+    return dataclasses.replace(values, earned=total_weight(some.weight, some.qualified), divided=divided)
 
 
 def _vector(name: str, values: npt.ArrayLike) -> FloatArray:

@@ -1,0 +1,130 @@
+"""What chance alone does: an empirical null of scores from songs outside of the catalogue, and p-values against it.
+
+The printed gate takes the noise for isotropic. Here it is measured: outside songs owe nobody, so that whatever they score
+against the catalogue is chance. Scores become comparable by being standardised twice:
+
+    by query    its median over the N songs is taken off: a query that is alike to everything owes nobody for that
+    by song     mean and sd of that song's scores over the outside songs: a song that is found whatever is asked (a
+                hub) is not evidence
+
+Then all n·N of them, of n outside songs, are one pool: p = (1 + how many lie at or above z) / (1 + n·N). It is the pool
+that makes p as small as a lone source among N songs needs.
+"""
+
+import typing as tp
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import false_discovery_control
+
+from .errors import LuminaError
+from .scoring import FloatArray
+
+MIN_SONGS = 64  # outside songs, below which a song's own mean and sd are guesses
+PRIOR = 16.  # songs' worth of the pooled variance in each song's own
+EXACT_POOL = 1 << 20  # numbers of a pool that are kept as they are
+EXACT_TAIL, STEPS = 1 << 18, 1 << 12  # of a larger one: its highest, and so many steps for the rest
+_TINY = 1e-12  # spread, relative to the largest score, below which only rounding is left
+
+
+def songs_needed(rate: float) -> int:
+    """Outside songs that a gate of this rate takes: fewer than 1/rate, and the smallest p pays no lone source."""
+    return max(MIN_SONGS, int(np.ceil(1 / rate - 1e-9)))
+
+
+class Null:
+    """The null distribution of one channel of a store.
+
+    Args:
+        scores: `[n, N]` of n outside songs against the N songs, as a report's own score.
+    Attributes:
+        outside (int): n. smallest (float): The smallest p-value there can be.
+    Raises:
+        LuminaError: for fewer than `MIN_SONGS` outside songs, or a score that is not finite.
+    """
+
+    def __init__(self, scores: npt.ArrayLike):
+        array = np.asarray(scores)
+        self.outside, songs = array.shape
+        if self.outside < MIN_SONGS:
+            raise LuminaError(f"Chance was to be measured by {self.outside} outside songs, but takes at least "
+                              f"{MIN_SONGS}; name more by `lumina calibrate … --songs FOLDER`.")
+        if not np.isfinite(array).all():
+            raise LuminaError("An outside song's score is not a finite number; make the null again by `lumina "
+                              "calibrate`.")
+        array = array - (np.median(array, axis=1, keepdims=True) if songs else 0.)
+        self._mean = array.mean(axis=0, dtype=np.float64)  # [N]
+        squares = np.square(array - self._mean).sum(axis=0, dtype=np.float64)
+        self._floor = _TINY * float(np.abs(array).max(initial=0.)) or 1.
+        self._sd = self._shrunk(squares, self.outside)
+        self._fill(self._left_out(array, squares))
+        self.smallest = 1 / (1 + self.pool)
+
+    def _shrunk(self, squares: FloatArray, count: int) -> FloatArray:
+        """A song's sd from its sum of squares over so many queries, drawn towards that of all songs: [..., N]."""
+        pooled = squares.mean(axis=-1, keepdims=True) / (count - 1) if squares.size else squares
+        sd = np.sqrt((squares + PRIOR * pooled) / (count - 1 + PRIOR))
+        return np.maximum(sd, self._floor)
+
+    def _left_out(self, array: npt.NDArray, squares: FloatArray) -> npt.NDArray:
+        """z [n, N] of the outside songs themselves, each by the mean and sd of the others: by its own, as part of
+        them, none could lie far out, and every real query would look remarkable."""
+        n, z = self.outside, np.empty_like(array)
+        for index, row in enumerate(array):
+            away = row - self._mean
+            others = self._shrunk(np.maximum(squares - np.square(away) * (n / (n - 1)), 0.), n - 1)
+            z[index] = away * (n / (n - 1)) / others
+        return z
+
+    def _fill(self, z: npt.NDArray) -> None:
+        """Keep the pool, ascending: all of it, or the upper end and every so manieth of the rest."""
+        pooled = np.sort(z, axis=None)
+        self.pool = len(pooled)
+        exact = self.pool if self.pool <= EXACT_POOL else EXACT_TAIL
+        rest = pooled[:self.pool - exact]
+        self._tail = pooled[self.pool - exact:].copy()
+        self._step = max(1, len(rest) // STEPS)
+        self._rest = rest[::self._step].copy()  # of position 0, step, 2·step …
+
+    def z(self, scores: npt.ArrayLike, centre: tp.Union[None, float, FloatArray] = None,
+          index: tp.Union[slice, npt.NDArray[np.int64]] = slice(None)) -> FloatArray:
+        """Standardised scores of queries [..., N]: how many sd above what this song scores by chance.
+
+        Args:
+            centre: the queries' medians over all N songs, where `scores` are of the songs `index` alone.
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        if centre is None:
+            centre = np.median(values, axis=-1, keepdims=True) if values.shape[-1] else 0.
+        return (values - centre - self._mean[index]) / self._sd[index]
+
+    def p_values(self, z: npt.ArrayLike) -> FloatArray:
+        """(1 + how many of the pool lie at or above z) / (1 + n·N), any shape; never too small."""
+        values = np.asarray(z, dtype=np.float64)
+        above = len(self._tail) - np.searchsorted(self._tail, values, side='left')
+        if len(self._rest):  # the step below z: those above it are at least as many as those above z
+            place = np.maximum(np.searchsorted(self._rest, values, side='right') - 1, 0) * self._step
+            place = np.where(values < self._rest[0], 0, place)
+            above = np.where(values > self._tail[0], above, self.pool - place)
+        return (1. + above) / (1. + self.pool)
+
+
+def q_values(p: npt.ArrayLike) -> FloatArray:
+    """Benjamini and Hochberg's adjusted p-values over the N songs of one query: `[N]` -> `[N]`."""
+    values = np.asarray(p, dtype=np.float64)
+    return np.asarray(false_discovery_control(values), dtype=np.float64) if len(values) else values
+
+
+def let_through(p: npt.ArrayLike, rate: float, tests: int) -> npt.NDArray[np.bool_]:
+    """Which p-values Benjamini and Hochberg's step-up procedure rejects at `rate`, row by row: [..., K] -> [..., K].
+
+    Args:
+        tests: how many songs there are; those that are not among these K count as p = 1.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    if not values.shape[-1]:
+        return np.zeros(values.shape, dtype=bool)
+    ordered = np.sort(values, axis=-1)
+    met = ordered <= rate * np.arange(1, values.shape[-1] + 1) / tests
+    limit = np.where(met, ordered, -1.).max(axis=-1, keepdims=True)
+    return values <= limit
