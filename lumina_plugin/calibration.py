@@ -1,7 +1,7 @@
 """What chance alone does: an empirical null of scores from songs outside of the catalogue, and p-values against it.
 
-The printed gate takes the noise for isotropic. Here it is measured: outside songs owe nobody, so that whatever they score
-against the catalogue is chance. Scores become comparable by being standardised twice:
+The printed gate takes the noise for isotropic. Here it is measured: outside songs owe nobody, so that whatever they
+score against the catalogue is chance. Scores become comparable by being standardised twice:
 
     by query    its median over the N songs is taken off: a query that is alike to everything owes nobody for that
     by song     mean and sd of that song's scores over the outside songs: a song that is found whatever is asked (a

@@ -34,7 +34,8 @@ def info(
           f"Songs    {tracks['total']}{f' ({others})' if others else ''}")
     for record in found['checkpoints']:
         print(f"         {record['name']}: {record['songs']} fingerprints in {record['shards']} shards, "
-              f"{'complete' if record['complete'] else 'not complete'}")
+              f"{'complete' if record['complete'] else 'not complete'}"
+              + (f", chance by {record['outside_songs']} outside songs" if record['outside_songs'] else ''))
     for note in found['notes']:
         print(f'\n{note}')
 

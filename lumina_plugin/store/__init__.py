@@ -14,6 +14,7 @@
     writer      filling one checkpoint, resumable
     part        another process's share of that
     adoption    finished shards that the manifest does not name yet
+    null        fingerprints of songs outside of the catalogue, beside a checkpoint's own
     weights     the model weights beside a checkpoint's fingerprints
     tracks      the track table as a store shows it
     folder      `FingerprintStore`: opening and reading
@@ -31,9 +32,10 @@ Needs torch, safetensors, numpy, pydantic and pyarrow only; pyarrow is imported 
 from .export import export
 from .folder import FingerprintStore
 from .merge import merge
+from .null import OutsideRecord, StoredNull
 from .part import StorePart
 from .records import CheckpointInfo, Identity, TrackRecord
 from .writer import StoreWriter
 
-__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "StorePart", "StoreWriter", "TrackRecord", "export",
-           "merge"]
+__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "OutsideRecord", "StorePart", "StoreWriter", "StoredNull",
+           "TrackRecord", "export", "merge"]

@@ -1,5 +1,6 @@
 """Fingerprints for other tools: Parquet, `.npz` or `.npy`. Songs that are gone are in none of them."""
 
+import shutil
 import typing as tp
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def export(store: FingerprintStore, out: tp.Union[str, Path], format: str = "par
         npy      the same, a file each: <checkpoint>.ids.npy, <checkpoint>.C.npy, <checkpoint>.C_norm.npy; written shard
                  by shard, to be opened with `numpy.load(..., mmap_mode='r')`
 
+    Fingerprints of outside songs, where a checkpoint has some, go with each as <checkpoint>.null.safetensors.
+
     Args:
         store: what to export. out: a folder, made where needed. format: one of `FORMATS`.
         checkpoints: names; all complete ones unless given.
@@ -38,7 +41,17 @@ def export(store: FingerprintStore, out: tp.Union[str, Path], format: str = "par
         raise LuminaError(f"the store {store.path} has no complete checkpoint to export; fingerprint to the end first")
     for record in records:
         store.readable(record, store.channels[0], partial=False)
-    return [path for record in records for path in writers[format](store, Path(out), record)]
+    return [path for record in records
+            for path in (*writers[format](store, Path(out), record), *_null(store, Path(out), record))]
+
+
+def _null(store: FingerprintStore, out: Path, record: CheckpointInfo) -> tp.List[Path]:
+    """A copy of a checkpoint's outside songs, which are a file for other tools as they are."""
+    if record.null is None or store.null(record) is None:
+        return []
+    source, path = store.path / record.null.file, out / f"{record.name}.null.safetensors"
+    files.write(path, lambda temp: shutil.copyfile(source, temp) and None)
+    return [path]
 
 
 def _parquet(store: FingerprintStore, out: Path, record: CheckpointInfo) -> tp.List[Path]:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import LuminaError
 from . import adoption, changes, compact, files, migrate, pack, repair, shards, summary, weights
+from . import null as nulls
 from .index import PATTERN as INDEXES
 from .index import write_index
 from .layout import shard_size_for
@@ -44,6 +45,7 @@ class FingerprintStore(TrackView):
                withdrawn.json           songs that are gone, where there are any
                <checkpoint>/shard-00000-<digest>.safetensors      per channel C: "C" [n, D], "C.norm" [n] (fp32)
                             projection-<channel>.safetensors, weights.safetensors, finished.json
+                            null-<digest>.safetensors          songs outside of the catalogue, where it was calibrated
 
     Make one with `create` or `open`. Songs come in the order of the track table, always; those added or replaced later
     come last. Withdrawn songs are in no answer of any method but `tombstones`.
@@ -354,6 +356,28 @@ class FingerprintStore(TrackView):
         except shards.Damaged as problem:
             raise LuminaError(f"the weights file {problem}; {_REDO}") from problem
 
+    # -- outside songs ------------------------------------------------------------------------------------------------
+
+    def save_null(self, checkpoint: Checkpoint, null: nulls.StoredNull) -> str:
+        """Write the fingerprints of songs outside of the catalogue, in the place of others; returns the relative path.
+
+        Writing the same again changes nothing. Raises LuminaError for vectors that are not finite, of the store's
+        width, one per song and channel.
+        """
+        return nulls.save(self, checkpoint if isinstance(checkpoint, str) else checkpoint.name, null)
+
+    def null(self, checkpoint: Checkpoint) -> tp.Optional[nulls.StoredNull]:
+        """A checkpoint's outside songs, mapped; None where it has none. Raises LuminaError for a damaged file."""
+        record = self.checkpoint(checkpoint)
+        if record.null is None:
+            return None
+        mend = f"make it again with `lumina calibrate {self.path}`"
+        self._check(record.null, "the null", mend)
+        try:
+            return nulls.read(self.path / record.null.file, self.manifest, record)
+        except shards.Damaged as problem:
+            raise LuminaError(f"the null {problem}; {mend}") from problem
+
     # -- shards, for the rest of this package -----------------------------------------------------------------------
 
     def readable(self, checkpoint: Checkpoint, channel: str, partial: bool) -> CheckpointInfo:
@@ -388,7 +412,8 @@ class FingerprintStore(TrackView):
         files.sweep(self.path)
         adoption.adopt(self)
         old = [path for path in self.path.glob(INDEXES) if path.name != self.manifest.tracks.file]
-        files.remove([*old, self.path / migrate.TRACKS, *pack.unnamed(self.path, self.manifest)])
+        files.remove([*old, self.path / migrate.TRACKS, *pack.unnamed(self.path, self.manifest),
+                      *nulls.unnamed(self.path, self.manifest)])
         write_tombstones(self.path, tombstones_of(self.table))
 
     def reload(self) -> None:

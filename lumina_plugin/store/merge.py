@@ -15,7 +15,7 @@ from .folder import AnyPath, FingerprintStore
 from .index import write_index
 from .layout import Block
 from .manifest import version
-from .records import CheckpointInfo, Fit, Manifest, ShardInfo, TrackRecord, TrackTable
+from .records import CheckpointInfo, Fit, Manifest, NullRef, ShardInfo, TrackRecord, TrackTable
 from .tombstones import tombstones_of, write_tombstones
 
 Measure = tp.Callable[[FingerprintStore, str], tp.Mapping[str, tp.Any]]
@@ -140,9 +140,11 @@ def _checkpoint(folder: Path, manifest: Manifest, stores: tp.Sequence[Fingerprin
     for ref in ([first.weights] if first.weights is not None else []) + [r.file for r in first.projections.values()]:
         source = stores[0].path / ref
         files.write(folder / ref, lambda temp, source=source: shutil.copyfile(source, temp))  # type: ignore[misc]
+    null = _null(folder, stores, first)
     projections = {channel: ref.model_copy(update={"fit": _fit(stores, offsets, manifest.tracks, first.name, channel)})
                    for channel, ref in first.projections.items()}
-    record = first.model_copy(update={"projections": projections, "shards": [], "complete": False, "noise": {}})
+    record = first.model_copy(update={"projections": projections, "shards": [], "complete": False, "noise": {},
+                                       "null": null})
     entries: tp.List[ShardInfo] = []
     count = 0
     for store, offset in zip(stores, offsets, strict=True):
@@ -151,6 +153,17 @@ def _checkpoint(folder: Path, manifest: Manifest, stores: tp.Sequence[Fingerprin
             entries.append(_shard(folder, manifest, record, store, offset, block, shard))
         count += len(store.layout.blocks)
     return record.model_copy(update={"shards": entries})
+
+
+def _null(folder: Path, stores: tp.Sequence[FingerprintStore], first: CheckpointInfo) -> tp.Optional[NullRef]:
+    """The null of the first store that has one: it was made with what all of them share."""
+    for store in stores:
+        ref = store.checkpoint(first).null
+        if ref is not None and store.null(first) is not None:  # a damaged one is told
+            source = store.path / ref.file
+            files.write(folder / ref.file, lambda temp, source=source: shutil.copyfile(source, temp))  # type: ignore[misc]
+            return ref
+    return None
 
 
 def _fit(stores: tp.Sequence[FingerprintStore], offsets: tp.Sequence[int], table: TrackTable, name: str,

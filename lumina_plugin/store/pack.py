@@ -59,7 +59,7 @@ def body_of(manifest: Manifest, record: CheckpointInfo, block: Block, tracks: tp
             "ids": [track.id for slot, track in zip(block.slots, tracks, strict=True) if slot not in gone],
             "absent": [mark.model_dump(mode="json") for mark in absent],
             "tracks": [track.model_dump(mode="json") for track in tracks],
-            "checkpoint": record.model_dump(mode="json", exclude={"shards", "complete", "noise"}),
+            "checkpoint": record.model_dump(mode="json", exclude={"shards", "complete", "noise", "null"}),
             "table": table, "store": lasting(manifest)}
 
 

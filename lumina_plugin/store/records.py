@@ -132,13 +132,19 @@ class ProjectionRef(FileRef):
     fit: Fit
 
 
+class NullRef(FileRef):
+    """A checkpoint's null: fingerprints of so many songs outside of the catalogue."""
+
+    songs: int
+
+
 class CheckpointInfo(Record):
     """One set of model weights and its fingerprints.
 
     The caller gives `name` (also the folder's name), `epoch`, `model_hash`, and `weights` if the file is there already:
     its path, relative to the store. None stands for the live model, until `FingerprintStore.save_weights` puts a file
     there. The store fills in the rest; `noise` holds what was measured per channel, `complete` tells that every track
-    is accounted for and `finish` was called.
+    is accounted for and `finish` was called; `null` names the fingerprints of outside songs, where there are some.
     """
 
     name: str
@@ -150,6 +156,15 @@ class CheckpointInfo(Record):
     noise: tp.Dict[str, tp.Any] = {}
     projections: tp.Dict[str, ProjectionRef] = {}
     shards: tp.List[ShardInfo] = []
+    null: tp.Optional[NullRef] = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
+        """Leave `null` out where there is none: stores from before it keep their hash."""
+        data = dump(self)
+        if data.get("null", self) is None:
+            del data["null"]
+        return data
 
     @pydantic.field_validator("name")
     @classmethod

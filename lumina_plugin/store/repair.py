@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import LuminaError
 from . import files, migrate, pack, shards
+from . import null as nulls
 from .index import PATTERN as INDEXES
 from .index import find_index, write_index
 from .manifest import MANIFEST, newer, version, write_manifest
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 Header = tp.Tuple[Path, tp.Dict[str, tp.Any], str]
 
-_OURS = ("shard-*.safetensors", "pending-*.safetensors", "projection-*.safetensors", "weights.safetensors", FINISHED)
+_OURS = ("shard-*.safetensors", "pending-*.safetensors", "projection-*.safetensors", nulls.PATTERN,
+         "weights.safetensors", FINISHED)
 
 
 def problems(store: "FingerprintStore") -> tp.List[str]:
@@ -32,7 +34,7 @@ def problems(store: "FingerprintStore") -> tp.List[str]:
     if not found and not tombstones_of(store.table).items() <= read_tombstones(folder).items():
         found.append(f"{folder / TOMBSTONES} is missing, damaged or incomplete; `lumina store compact` writes it anew")
     for record in manifest.checkpoints:
-        refs = [*record.projections.values(), *record.shards]
+        refs = [*record.projections.values(), *record.shards, *([record.null] if record.null is not None else [])]
         if record.weights is not None and record.weights_sha256 is not None:
             refs.append(FileRef(file=record.weights, sha256=record.weights_sha256))
         for ref in refs:
@@ -101,6 +103,7 @@ def rebuild(folder: Path) -> Manifest:
         noise = finished_noise(folder, record, manifest.tracks.count)
         if noise is not None and record.covered == manifest.tracks.count:
             record = record.model_copy(update={"complete": True, "noise": noise})
+        record = record.model_copy(update={"null": nulls.found(folder, manifest, record)})
         manifest = manifest.having(record)
     return write_manifest(folder, manifest)
 

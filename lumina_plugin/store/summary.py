@@ -25,6 +25,7 @@ def info(store: "FingerprintStore") -> tp.Dict[str, tp.Any]:
         "checkpoints": [{**record.model_dump(mode="json", include=keys),
                          "songs": sum(len(store.live_rows(shard)) for shard in record.shards),
                          "shards": len(record.shards),
+                         "outside_songs": 0 if record.null is None else record.null.songs,
                          "changed_since_fit": {channel: round(changed_share(store, ref.fit), 4)
                                                for channel, ref in record.projections.items()}}
                         for record in store.checkpoints],

@@ -20,6 +20,7 @@ import torch
 from ..errors import LuminaError
 from . import files, pack, shards
 from .filling import Filling
+from .null import PATTERN as NULLS
 from .pending import Pending
 from .records import FORMAT_VERSION, CheckpointInfo, Fit, ProjectionRef
 
@@ -89,7 +90,7 @@ class StoreWriter(Filling):
                                   f"{getattr(old, key)}, now it is {getattr(info, key)}; use another checkpoint name "
                                   "or a fresh store")
             self._store.commit(self._store.manifest.without(info.name))
-            files.remove(path for pattern in (pack.PATTERN, "pending-*", "projection-*", FINISHED)
+            files.remove(path for pattern in (pack.PATTERN, "pending-*", "projection-*", NULLS, FINISHED)
                          for path in self._folder.glob(pattern))
         weights = None if info.weights is None else self._store.path / info.weights
         digest = files.sha256_file(weights) if weights is not None and weights.is_file() else None
