@@ -12,16 +12,26 @@ import torch
 from torch import nn
 
 from . import __version__, audio, statistics
+from .calibration import Null, songs_needed
 from .conditions import attributes_at, attributes_for
 from .errors import LuminaError
 from .fingerprint import Fingerprinter, Projections
 from .gradients import Example
 from .hashing import codes_hash, model_config_hash, state_hash
+from .intervals import Parts, share_intervals
 from .projection import ChannelProjection
 from .recipe import Recipe, recipe_from_dict
 from .report import schema
-from .scoring import Scorer, StackedRows, fit_scorers, mean_scores
-from .store import CheckpointInfo, FingerprintStore
+from .scoring import (
+    Scorer,
+    StackedRows,
+    checkpoint_scores,
+    fit_scorers,
+    mean_scores,
+    multi_checkpoint,
+    score_together,
+)
+from .store import CheckpointInfo, FingerprintStore, StoredNull
 from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -59,6 +69,7 @@ class _Channel:
     noise_mean: float
     noise_floor: float
     how: str
+    null: tp.Optional[Null] = None
 
 
 class Attributor:
@@ -91,6 +102,7 @@ class Attributor:
         self.checkpoints = self._servable()
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
         self._fingerprinters = functools.lru_cache(maxsize=self._copies_that_fit())(self._fingerprinter)
+        self._outside, self._uncalibrated = self._load_outside()
         self._channels = {channel: self._load_channel(channel) for channel in self.store.channels}
 
     # -- entry points ---------------------------------------------------------------------------------------------
@@ -175,13 +187,23 @@ class Attributor:
         begun = time.perf_counter()
         whole, parts = self._fingerprints([example for _, example in encoded], [part for part, _ in encoded])
         fingerprinted = time.perf_counter()
+        frames = [example.weight for _, example in (chunks[index] for index in heard) if example is not None]
+        seed = int(codes_hash(phases[0].codes)[:16], 16)
         channels = {}
         for channel, loaded in self._channels.items():
             values = self._statistics(loaded, whole[channel])
-            segments = self._segments(loaded, chunks, heard, parts[channel], masked)
+            cosines, scores = checkpoint_scores(loaded.scorers, parts[channel], self.recipe.scoring.method)
+            mean = multi_checkpoint(cosines)
+            segments = self._segments(loaded, chunks, heard, mean,
+                                      mean if scores is cosines else multi_checkpoint(scores), masked)
+            unit = tp.cast(tp.Tuple[bool, bool], tuple(
+                loaded.scorers[0][name].unit for name in ('cosine', self.recipe.scoring.method)))
+            drawn = Parts(parts[channel], whole[channel], frames, cosines, scores, unit)
+            intervals = share_intervals(values, loaded.null, drawn, seed)
             tracks = [self.store.track(track_id) for track_id in loaded.ids]
             channels[channel] = schema.ChannelReport.from_statistics(
-                values, tracks, self.recipe.scoring.method, loaded.how, segments)
+                values, tracks, self.recipe.scoring.method, loaded.how, segments, intervals, drawn.counts,
+                '' if self._outside is None else self._outside[0].origin)
         spent = {'fingerprint': fingerprinted - begun, 'score': time.perf_counter() - fingerprinted}
         return channels, {**timings, **{stage: timings.get(stage, 0.) + took for stage, took in spent.items()}}
 
@@ -210,11 +232,14 @@ class Attributor:
     def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray]) -> statistics.ChannelStatistics:
         cosine, scores = self._scores(loaded, [vector[None] for vector in query])
         gate = statistics.Gate(self.recipe.gate.level, self.recipe.gate.tail)
-        return statistics.channel_statistics(cosine[0], scores[0], loaded.noise_floor, gate, loaded.noise_mean)
+        return statistics.channel_statistics(cosine[0], scores[0], loaded.noise_floor, gate, loaded.noise_mean,
+                                             null=loaded.null, rate=self.recipe.gate.rate,
+                                             calibrated=self.recipe.gate.decides == 'calibrated')
 
     def _segments(self, loaded: _Channel, chunks: tp.List[tp.Tuple[CodeChunk, tp.Optional[Example]]],
-                  heard: tp.List[int], parts: tp.List[np.ndarray], masked: float) -> tp.List[schema.Segment]:
-        cosine, scores = self._scores(loaded, parts)  # [n, N]
+                  heard: tp.List[int], cosine: np.ndarray, scores: np.ndarray, masked: float
+                  ) -> tp.List[schema.Segment]:
+        """The closest songs of each chunk, from the chunks' mean cosines and scores [n, N]."""
         rows = {index: row for row, index in enumerate(heard)}
         segments = []
         for index, (chunk, _) in enumerate(chunks):
@@ -255,6 +280,9 @@ class Attributor:
         """What a reader must know before trusting the numbers."""
         identity = self.store.identity
         found = []
+        if self._uncalibrated and self.recipe.gate.decides == 'calibrated':
+            found.append(f"Chance was not measured ({self._uncalibrated}): the printed gate decides, which lets music "
+                         f"that owes nobody pay somebody; mend it by `lumina calibrate {self.store.path}`.")
         if identity.trained_on_hash is None:
             found.append("It is not known what this checkpoint was trained on: the shares compare likeness in the "
                          "model, not proven training influence.")
@@ -307,6 +335,38 @@ class Attributor:
         self._waiting = len(fingerprinted) - len(ids)
         return agreed[-1:] if self.recipe.checkpoints == 'last' else agreed
 
+    def _load_outside(self) -> tp.Tuple[tp.Optional[tp.List[StoredNull]], str]:
+        """Per checkpoint the same outside songs, without any that the catalogue holds by now; or why there are none."""
+        nulls: tp.List[StoredNull] = []
+        for checkpoint in self.checkpoints:
+            null = self.store.null(checkpoint)
+            if null is None:
+                return None, f"checkpoint {checkpoint.name} of this store has no outside songs"
+            nulls.append(null)
+        known = {track.sha256 for track in self.store.tracks}
+        common = set.intersection(*({song.codes_hash for song in null.songs if song.sha256 not in known}
+                                    for null in nulls))
+        needed = songs_needed(self.recipe.gate.rate)
+        if len(common) < needed:
+            return None, (f"this store's checkpoints share {len(common)} outside songs, where {needed} are needed")
+        kept = []
+        for null in nulls:
+            rows = {song.codes_hash: row for row, song in enumerate(null.songs)}
+            index = [rows[name] for name in sorted(common)]
+            kept.append(StoredNull([null.songs[row] for row in index],
+                                   {channel: tensor[index] for channel, tensor in null.vectors.items()}, null.origin))
+        return kept, ''
+
+    def _load_null(self, channel: str, scorers: tp.Sequence[tp.Mapping[str, Scorer]]) -> tp.Optional[Null]:
+        """What the outside songs score against a channel's songs, by the recipe's score over the checkpoints."""
+        if self._outside is None:
+            return None
+        total: tp.Any = 0.
+        for each, null in zip(scorers, self._outside, strict=True):  # one after the other: each is [n, N]
+            total = total + score_together([each[self.recipe.scoring.method]], null.vectors[channel].numpy())[0]
+        total /= len(scorers)
+        return Null(total)
+
     def _load_channel(self, channel: str) -> _Channel:
         """Songs are left in the store's mapped files; only what the scores keep of them is in memory."""
         ids: tp.List[str] = []
@@ -318,9 +378,10 @@ class Attributor:
         names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
         unit = not self.recipe.projection.keeps_lengths
         scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge, unit=unit) for songs in matrices]
+        null = self._load_null(channel, scorers)
         if self.recipe.gate.noise_floor == 'theory':
-            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)')
-        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured')
+            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)', null)
+        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured', null)
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""
@@ -333,22 +394,35 @@ class Attributor:
     def _fingerprinter(self, name: str) -> Fingerprinter:
         """The model with the weights and projections of one checkpoint."""
         checkpoint = next(c for c in self.checkpoints if c.name == name)
-        weights = self._weights(checkpoint)
-        fingerprinter = Fingerprinter(self.lm, self.recipe, weights, batch_size=self.batch_size, autocast=self.autocast)
-        projections: Projections = {}
-        for channel, blocks in fingerprinter.channels.items():
-            tensors, stored = self.store.projection(name, channel)
-            projections[channel] = ChannelProjection.load(blocks, tensors, stored, self.recipe.block_norm,
-                                                         fingerprinter.device)
-        fingerprinter.projections = projections
-        return fingerprinter
+        return fingerprinter_at(self.store, checkpoint, self.lm, self.recipe, self.batch_size, self.autocast)
 
-    def _weights(self, checkpoint: CheckpointInfo) -> tp.Optional[tp.Mapping[str, torch.Tensor]]:
-        """A checkpoint's weights, or None where they are the live model's own."""
-        if checkpoint.weights is not None:
-            return self.store.load_weights(checkpoint)
-        live = state_hash(self.lm.state_dict())
-        if live != checkpoint.model_hash:
-            raise LuminaError(f"Store {self.store.path} keeps no weights for {checkpoint.name} and was made with model "
-                              f"{checkpoint.model_hash[:12]}, but the loaded model is {live[:12]}; load that model.")
-        return None
+
+def fingerprinter_at(store: FingerprintStore, checkpoint: CheckpointInfo, lm: nn.Module, recipe: Recipe,
+                     batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None
+                     ) -> Fingerprinter:
+    """A model with the weights and projections of a store's checkpoint.
+
+    Raises:
+        LuminaError: where the store keeps no weights, and the live ones are others.
+    """
+    weights = _weights(store, checkpoint, lm)
+    fingerprinter = Fingerprinter(lm, recipe, weights, batch_size=batch_size, autocast=autocast)
+    projections: Projections = {}
+    for channel, blocks in fingerprinter.channels.items():
+        tensors, stored = store.projection(checkpoint, channel)
+        projections[channel] = ChannelProjection.load(blocks, tensors, stored, recipe.block_norm,
+                                                     fingerprinter.device)
+    fingerprinter.projections = projections
+    return fingerprinter
+
+
+def _weights(store: FingerprintStore, checkpoint: CheckpointInfo, lm: nn.Module
+             ) -> tp.Optional[tp.Mapping[str, torch.Tensor]]:
+    """A checkpoint's weights, or None where they are the live model's own."""
+    if checkpoint.weights is not None:
+        return store.load_weights(checkpoint)
+    live = state_hash(lm.state_dict())
+    if live != checkpoint.model_hash:
+        raise LuminaError(f"Store {store.path} keeps no weights for {checkpoint.name} and was made with model "
+                          f"{checkpoint.model_hash[:12]}, but the loaded model is {live[:12]}; load that model.")
+    return None

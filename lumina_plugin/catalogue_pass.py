@@ -11,6 +11,7 @@ import torch
 from . import compat
 from .atomic import writable_folder
 from .errors import LuminaError
+from .inputs import GENERATED, NONE
 from .models import expect_model, licence_note, load_musicgen, run_config, run_folder, run_key, run_paths, run_stores
 from .recipe import BY_CHANNEL, Recipe, get_recipe, recipe_from_dict
 from .store import CheckpointInfo, FingerprintStore
@@ -75,27 +76,31 @@ def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
 def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]] = None,
                       out: tp.Optional[tp.Union[str, Path]] = None, recipe: tp.Optional[Recipe] = None,
                       strict: bool = False, device: tp.Optional[str] = None, batch_size: int = 8,
-                      update: bool = False) -> FingerprintStore:
+                      update: bool = False, outside: tp.Optional[str] = None) -> FingerprintStore:
     """Fingerprint a catalogue with a trained model, outside of any training.
 
     For a dora run, every checkpoint whose weights an earlier pass kept is used (the last alone where the recipe says
     so); catalogue, recipe and output folder default to the run's own. Any other model has one checkpoint, its live
-    weights. Under `torchrun` all processes share the work.
+    weights. `outside` says by which songs chance is measured, as the key `fingerprint.outside` does. Under `torchrun`
+    all processes share the work.
 
     Raises:
         LuminaError: when something needed is missing or does not fit an existing store.
     """
     with Workers.here() as workers:
-        return _fingerprint_model(source, catalogue, out, recipe, strict, device, batch_size, update, workers)
+        return _fingerprint_model(source, catalogue, out, recipe, strict, device, batch_size, update, outside, workers)
 
 
 def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]],
                        out: tp.Optional[tp.Union[str, Path]], recipe: tp.Optional[Recipe], strict: bool,
-                       device: tp.Optional[str], batch_size: int, update: bool, workers: Workers) -> FingerprintStore:
+                       device: tp.Optional[str], batch_size: int, update: bool, outside: tp.Optional[str],
+                       workers: Workers) -> FingerprintStore:
     compat.install()
+    from .calibration import songs_needed
     from .catalogue import Catalogue
     from .codec import codec_hash
     from .fingerprint import Fingerprinter
+    from .null_pass import outside_of_run, run_null
     from .passes import make_identity, open_or_create, run_pass, store_path
     from .prepared import estimate, prepare
     from .tokens import Tokenizer
@@ -123,11 +128,18 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
     if workers.first:
         open_or_create(path, identity, prepared, update)
     workers.barrier()
+    beside = None
+    if workers.first:
+        beside = outside_of_run(folder, FingerprintStore.open(path), tokenizer, songs_needed(recipe.gate.rate),
+                                songs=outside)
     for info, weights in _checkpoints(folder, recipe, musicgen):
         fingerprinter = Fingerprinter(musicgen.lm, recipe, weights, batch_size=batch_size)
         if workers.first:
             logger.info("%s: %s", info.name, estimate(prepared, fingerprinter))
         run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
+        if beside is not None:
+            run_null(fingerprinter, beside, FingerprintStore.open(path), info.name)
+        workers.barrier()
     return FingerprintStore.open(path)
 
 
@@ -155,7 +167,7 @@ def run_songs(folder: Path) -> 'Catalogue':
     """
     from .catalogue import Catalogue
     key = 'fingerprint.catalogue' if run_key(folder, 'fingerprint.catalogue') else 'datasource.train'
-    named, found = run_key(folder, key), _manifests(folder, key)
+    named, found = run_key(folder, key), manifests_of(folder, key)
     if not found:
         raise LuminaError(f"The songs of run {folder.name} are not where its configuration has them ({key}: "
                           f"{named or 'empty'}); name their manifest by --catalogue.")
@@ -170,14 +182,14 @@ def run_songs(folder: Path) -> 'Catalogue':
                       "right manifest by --catalogue.")
 
 
-def _manifests(folder: Path, key: str) -> tp.List[Path]:
+def manifests_of(folder: Path, key: str) -> tp.List[Path]:
     """Whatever lies where a run's configuration may mean, likeliest first.
 
     The quickstart and the validation suite tell a run by the environment where its songs are, which the configuration
     does not keep: they are in `embedded` or in `songs` below dora's folder.
     """
     named, base = run_key(folder, key), run_key(folder, 'lumina.catalogue')
-    if not named:
+    if not named or named in (GENERATED, NONE):
         return []
     places = run_paths(folder, named)
     if base and Path(named).is_relative_to(base):
@@ -193,7 +205,7 @@ def _trained_on(folder: Path) -> tp.Optional[str]:
         known = FingerprintStore.open(path).identity.trained_on_hash
         if known is not None:
             return known
-    found = _manifests(folder, 'datasource.train')
+    found = manifests_of(folder, 'datasource.train')
     return Catalogue.from_manifest(found[0]).hash if found else None
 
 

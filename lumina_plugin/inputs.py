@@ -17,6 +17,7 @@ from .recipe import Recipe, get_recipe
 
 _SIG, _PRETRAINED = '//sig/', '//pretrained/'
 _SPLITS = ('train', 'valid', 'evaluate', 'generate')
+GENERATED, NONE = 'generated', 'none'  # fingerprint.outside, where it names no songs
 BORROWED = 'epoch-0000'  # the checkpoint whose weights continue_from brought
 
 
@@ -25,9 +26,10 @@ def resolve_paths(cfg: omegaconf.DictConfig) -> None:
 
     Names that are no paths stay as they are: `//sig/...`, `//reference/...`, `lumina//tiny`, a hub's.
     """
-    for key in (*(f'datasource.{split}' for split in _SPLITS), 'fingerprint.catalogue', 'lumina.codes_cache'):
+    for key in (*(f'datasource.{split}' for split in _SPLITS), 'fingerprint.catalogue', 'fingerprint.outside',
+                'lumina.codes_cache'):
         value = omegaconf.OmegaConf.select(cfg, key)
-        if value:
+        if value and value not in (GENERATED, NONE):
             omegaconf.OmegaConf.update(cfg, key, git_save.to_absolute_path(os.path.expanduser(value)))
     for key in ('continue_from', 'compression_model_checkpoint'):
         value = omegaconf.OmegaConf.select(cfg, key)
@@ -254,6 +256,7 @@ def _check_fingerprints(cfg: omegaconf.DictConfig, folder: Path) -> None:
             "fsdp.use=true shards the weights, and fingerprints need them whole: train with fingerprint.every=null, "
             "then fingerprint by the same overrides with fsdp.use=false execute_only=fingerprint "
             f"continue_from={_SIG}{folder.name}.")
+    _check_outside(cfg, recipes)
     from .passes import store_path
     from .store import FingerprintStore
     for recipe in recipes:
@@ -268,3 +271,16 @@ def _check_fingerprints(cfg: omegaconf.DictConfig, folder: Path) -> None:
         if not borrows and not _from_start(cfg) and store.manifest.find(BORROWED) is not None:
             raise LuminaError(f"The store {path} holds the fingerprints of another run's weights (continue_from): "
                               f"{beside}.")
+
+
+def _check_outside(cfg: omegaconf.DictConfig, recipes: tp.Sequence[Recipe]) -> None:
+    """LuminaError where the songs that chance shall be measured by are not there, or too few."""
+    where = omegaconf.OmegaConf.select(cfg, 'fingerprint.outside')
+    if where in (None, '', GENERATED, NONE):
+        return
+    from .calibration import songs_needed
+    from .outside import expect_enough
+    try:
+        expect_enough(where, max(songs_needed(recipe.gate.rate) for recipe in recipes))
+    except LuminaError as error:
+        raise LuminaError(f"fingerprint.outside is not usable: {error}") from None

@@ -286,10 +286,18 @@ def mean_scores(scorers: tp.Sequence[tp.Mapping[str, Scorer]], queries: tp.Seque
         scorers: per checkpoint, from `fit_scorers`: 'cosine' and `method`, of the same songs.
         queries: per checkpoint, [Q, D].
     """
+    cosines, scores = checkpoint_scores(scorers, queries, method)
+    mean = multi_checkpoint(cosines)
+    return mean, mean if scores is cosines else multi_checkpoint(scores)
+
+
+def checkpoint_scores(scorers: tp.Sequence[tp.Mapping[str, Scorer]], queries: tp.Sequence[npt.ArrayLike], method: str
+                      ) -> tp.Tuple[tp.List[FloatArray], tp.List[FloatArray]]:
+    """Cosines and scores by `method` at each of C checkpoints, C times [Q, N]; one list where both are the same."""
     found = [dict(zip(each, score_together(list(each.values()), query), strict=True))
              for each, query in zip(scorers, queries, strict=True)]
-    cosines = multi_checkpoint([scores['cosine'] for scores in found])
-    return cosines, cosines if method == 'cosine' else multi_checkpoint([scores[method] for scores in found])
+    cosines = [scores['cosine'] for scores in found]
+    return cosines, cosines if method == 'cosine' else [scores[method] for scores in found]
 
 
 def highest(score: FloatArray, k: int) -> npt.NDArray[np.int64]:

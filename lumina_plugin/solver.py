@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import codec as codecs
 from .batches import TokenBatchLoader
+from .calibration import songs_needed
 from .catalogue import Catalogue, Track
 from .catalogue.tracks import read_sidecar
 from .channels import resolve_channels
@@ -30,6 +31,8 @@ from .fingerprint import Fingerprinter
 from .hashing import state_hash
 from .inputs import BORROWED, absolute_source, recipes_of
 from .models import licence_note, run_config, run_stores
+from .null_pass import recordings_of, run_null
+from .outside import Outside, gather
 from .passes import make_identity, open_or_create, run_pass, store_path
 from .prepared import PreparedCatalogue, estimate, prepare, progress_bar
 from .recipe import Recipe
@@ -56,6 +59,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
     def __init__(self, cfg: omegaconf.DictConfig):
         self._prepared: tp.Optional[PreparedCatalogue] = None
         self._prepared_for: tp.Optional[tp.Tuple[str, float, float, int]] = None
+        self._outside: tp.Optional[tp.Tuple[tp.Tuple[float, float, float], tp.Optional[Outside]]] = None
         self._recipes = recipes_of(cfg)
         super().__init__(cfg)
         for recipe in self._recipes:
@@ -270,7 +274,23 @@ class LuminaMusicGenSolver(MusicGenSolver):
                              f', {workers.count} processes' if workers.count > 1 else '',
                              estimate(prepared, fingerprinter))
         workers.barrier()
-        return run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
+        metrics = run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
+        if workers.first:
+            self._measure_chance(fingerprinter, prepared.tokenizer, FingerprintStore.open(path), info.name)
+        workers.barrier()
+        return metrics
+
+    def _measure_chance(self, fingerprinter: Fingerprinter, tokenizer: Tokenizer, store: FingerprintStore,
+                        checkpoint: str) -> None:
+        """Fingerprint the outside songs, which are read once, beside the catalogue's."""
+        recipe, source = fingerprinter.recipe, self.cfg.datasource
+        wanted = (recipe.chunk_seconds, recipe.silence_db, recipe.gate.rate)
+        if self._outside is None or self._outside[0] != wanted:
+            found = gather(self.cfg.fingerprint.get('outside'), store, tokenizer, songs_needed(recipe.gate.rate),
+                           valid=source.get('valid'), seen=frozenset(recordings_of(source.get('train'))))
+            self._outside = (wanted, found)
+        if self._outside[1] is not None:
+            run_null(fingerprinter, self._outside[1], store, checkpoint)
 
     def _current_weights(self) -> tp.Dict[str, torch.Tensor]:
         """EMA weights where there is an EMA, else raw ones, in fp32; as exports take them."""

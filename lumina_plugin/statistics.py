@@ -274,10 +274,12 @@ class Chance:
     Attributes:
         p: how often chance alone scores as high. q: the same after Benjamini and Hochberg, over all songs.
         rate: q at which a song passes.
+        outside: how many outside songs there are.
     """
     p: FloatArray
     q: FloatArray
     rate: float
+    outside: int
 
     def at(self, index: npt.NDArray[np.int64]) -> 'Chance':
         """The same of some songs."""
@@ -420,7 +422,7 @@ def channel_statistics(
                                float(noise_floor), float(noise_mean), gate)
     if null is not None:
         p = null.p_values(null.z(scores))
-        values = dataclasses.replace(values, chance=Chance(p, q_values(p), rate), calibrated=calibrated)
+        values = dataclasses.replace(values, chance=Chance(p, q_values(p), rate, null.outside), calibrated=calibrated)
     some = values.at(values.candidates)
     divided = total_weight(some.weight, some.weight > 0) if values.calibrated else None
     return dataclasses.replace(values, earned=total_weight(some.weight, some.qualified), divided=divided)

@@ -186,6 +186,10 @@ class Tokenizer:
         shifted = f'/{part}:{parts}' if part else ''
         return self.cache / f'{hashlib.sha256((key + shifted).encode()).hexdigest()}.safetensors'
 
+    def remembered(self, sha256: str) -> tp.Optional[TokenizedAudio]:
+        """Codes of a recording by its hash alone, wherever it lies by now; None where the cache has none."""
+        return None if self.cache is None else self._remembered(self._key(sha256), 0, 1)
+
     def _remembered(self, key: str, part: int, parts: int) -> tp.Optional[TokenizedAudio]:
         path = self._file(key, part, parts)
         if not path.exists():

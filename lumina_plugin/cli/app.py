@@ -119,6 +119,9 @@ def fingerprint(
     update: tp.Annotated[bool, typer.Option(
         '--update', help="Take a catalogue that has changed: fingerprint its new songs alone.")] = False,
     strict: tp.Annotated[bool, typer.Option(help="Stop at a song that cannot be read.")] = False,
+    outside: tp.Annotated[tp.Optional[str], typer.Option(
+        help="Songs that the model never saw, to measure chance by: a folder, a manifest, `generated` or `none`; as "
+             "the run's fingerprint.outside unless said.")] = None,
     batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
     device: _Device = None,
 ) -> None:
@@ -126,7 +129,7 @@ def fingerprint(
     Several processes share the work: `torchrun --nproc-per-node 2 -m lumina_plugin fingerprint …`."""
     from ..catalogue_pass import fingerprint_model, recipe_for
     keys = recipe_for(model, recipe, settings or [])
-    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update)
+    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update, outside)
     if os.environ.get('RANK', '0') != '0':
         return  # under torchrun one process speaks for all
     unusable = [track for track in store.tracks if track.status != 'ok']
@@ -135,6 +138,33 @@ def fingerprint(
     print(f"{len(store.tracks) - len(unusable)} songs fingerprinted, {len(unusable)} skipped or silent, "
           f"{len(store.checkpoints)} checkpoints, in {store.path}"
           f"{' (this recipe asks for the last checkpoint alone)' if keys.checkpoints == 'last' else ''}")
+
+
+@app.command()
+def calibrate(
+    source: tp.Annotated[str, typer.Argument(
+        metavar='STORE|RUN', help="A store, or the folder or signature of a dora run: then all of its stores.")],
+    songs: tp.Annotated[tp.Optional[Path], typer.Option(
+        help="Songs that the model never saw, 64 or more: a folder, a manifest or `generated`; as the run's "
+             "fingerprint.outside unless said.")] = None,
+    count: tp.Annotated[int, typer.Option(min=1, help="Songs to take.")] = 100,
+    batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
+    model: tp.Annotated[tp.Optional[str], typer.Option(
+        '--model', '-m', help="What the store was made with, where it lies in no run.")] = None,
+    device: _Device = None,
+) -> None:
+    """Give a store what its reports tell chance by: fingerprints of songs outside of the catalogue.
+
+    A training makes them by itself; this is for stores that have none, or with other songs. Called again it changes
+    nothing.
+    """
+    from ..null_pass import calibrate as calibrate_stores
+    done = calibrate_stores(source, None if songs is None else str(songs), count, model, device, batch_size)
+    for store, checkpoints in done.items():
+        null = next((null for null in map(store.null, store.checkpoints) if null is not None), None)
+        if null is not None:
+            print(f"{store.path}: chance is measured by {len(null.songs)} {null.origin}, at "
+                  f"{len(checkpoints)} checkpoints anew, hash {store.hash[:12]}")
 
 
 @app.command()

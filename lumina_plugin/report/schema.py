@@ -16,10 +16,12 @@ from pydantic import Field
 
 from ..atomic import write_atomic
 from ..errors import LuminaError
+from ..intervals import LEVEL, RESAMPLES, Intervals
 from ..statistics import ChannelStatistics
 
-SCHEMA_VERSION: tp.Literal['1.1'] = '1.1'  # 1.1 added noise_mean and other_reading, both optional
-READABLE = ('1.0', '1.1')
+# 1.1 added noise_mean and other_reading, 1.2 what the calibrated gate says and intervals on shares; all optional
+SCHEMA_VERSION: tp.Literal['1.2'] = '1.2'
+READABLE = ('1.0', '1.1', '1.2')
 PathLike = tp.Union[str, Path]
 TOP_PER_SEGMENT = 5
 _TOLERANCE = 1e-6
@@ -86,10 +88,28 @@ class RecipeRecord(_Part):
 
 
 class GateSettings(_Part):
-    """What a cosine must reach before its song can be paid."""
+    """The printed gate: what a cosine must reach."""
     level: tp.Annotated[float, Field(ge=0, lt=1)]
     tail: tp.Literal['two_sided', 'one_sided']
     z_threshold: Seconds = Field(description="z at which the gate opens.")
+
+
+class Calibration(_Part):
+    """The calibrated gate: what songs outside of the catalogue score, and who passes in view of that."""
+    decides: bool = Field(description="Whether it says who is paid; else the printed gate does.")
+    rate: tp.Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Of the songs that pass, the share that may do so by chance: a song passes with q_value <= rate.")
+    outside_songs: Count = Field(description="Songs outside of the catalogue, which owe nobody.")
+    origin: str = Field(description="Where they come from, in words.")
+    passing: Count = Field(description="Songs that pass the calibrated gate.")
+
+
+class Resampling(_Part):
+    """How the intervals on shares were made."""
+    level: tp.Annotated[float, Field(gt=0, lt=1)]
+    resamples: Count
+    chunks: Count = Field(description="Chunks of the query, drawn with replacement.")
+    checkpoints: Count = Field(description="Checkpoints, drawn with replacement.")
 
 
 class SongRow(_Part):
@@ -106,10 +126,16 @@ class SongRow(_Part):
     confidence: Fraction
     sts: float
     lip_percent: tp.Annotated[float, Field(ge=0, le=100)]
-    passes_gate: bool
-    qualified: bool
+    passes_gate: bool = Field(description="The printed gate's verdict.")
+    passes_calibrated_gate: tp.Optional[bool] = Field(None, description="The calibrated gate's, where there is one.")
+    p_value: tp.Optional[Fraction] = Field(None, description="How often chance alone scores this song as high.")
+    q_value: tp.Optional[Fraction] = Field(None, description="The same, adjusted for asking about every song "
+                                                             "(Benjamini and Hochberg).")
+    qualified: bool = Field(description="Passes the gate that decides, and has STS > 1.")
     weight: tp.Annotated[float, Field(ge=0)]
     share: Fraction
+    share_low: tp.Optional[Fraction] = Field(None, description="Lower end of the share's interval.")
+    share_high: tp.Optional[Fraction] = Field(None, description="Upper end of it.")
 
 
 class SegmentHit(_Part):
@@ -149,10 +175,13 @@ class ChannelReport(_Part):
     noise_floor_how: tp.Literal['1/sqrt(D)', 'measured']
     noise_mean: float = Field(0., description="Cosine that counts as unremarkable; z = (cosine - it) / noise_floor.")
     gate: GateSettings
+    calibration: tp.Optional[Calibration] = Field(None, description="Absent where the store has no outside songs.")
+    resampling: tp.Optional[Resampling] = Field(None, description="Absent for one chunk at one checkpoint.")
     score_name: str
     songs: Count
-    passing: Count = Field(description="Songs that pass the gate.")
-    qualified: Count = Field(description="Songs that pass the gate and have STS > 1: those that are paid.")
+    passing: Count = Field(description="Songs that pass the printed gate.")
+    qualified: Count = Field(description="Songs that pass the gate that decides and have STS > 1: those that are "
+                                         "paid.")
     unattributed: Fraction
     rows: tp.List[SongRow]
     segments: tp.List[Segment] = Field(default_factory=list)
@@ -164,14 +193,24 @@ class ChannelReport(_Part):
         passing, qualified = sum(row.passes_gate for row in self.rows), sum(row.qualified for row in self.rows)
         if (self.passing, self.qualified) != (passing, qualified):
             raise ValueError("passing or qualified is not the number of such rows")
+        if self.calibration is not None and self.calibration.passing != sum(
+                bool(row.passes_calibrated_gate) for row in self.rows):
+            raise ValueError("calibration.passing is not the number of such rows")
         total = sum(row.share for row in self.rows) + self.unattributed
         if abs(total - 1) > _TOLERANCE:
             raise ValueError(f"shares and the unattributed remainder add up to {total:.6f}, not 1")
         return self
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the calibrated gate decides who is paid."""
+        return self.calibration is not None and self.calibration.decides
+
     @classmethod
     def from_statistics(cls, statistics: ChannelStatistics, tracks: tp.Sequence[TrackLike], score_name: str,
-                        noise_floor_how: str, segments: tp.Sequence[Segment] = ()) -> 'ChannelReport':
+                        noise_floor_how: str, segments: tp.Sequence[Segment] = (),
+                        intervals: tp.Optional[Intervals] = None, drawn: tp.Tuple[int, int] = (1, 1),
+                        origin: str = '') -> 'ChannelReport':
         """Rank the songs by score (ties in the store's order).
 
         Args:
@@ -180,27 +219,51 @@ class ChannelReport(_Part):
             score_name: e.g. `cosine`.
             noise_floor_how: `1/sqrt(D)` or `measured`.
             segments: in order of time.
+            intervals: on shares, drawn from so many chunks and checkpoints.
+            origin: where the outside songs come from.
         """
         if len(tracks) != len(statistics.score):
             raise ValueError(f"{len(tracks)} tracks for {len(statistics.score)} scores")
         order = np.argsort(-statistics.score, kind='stable')
-        rows = [_song_row(rank, tracks[index], statistics, index) for rank, index in enumerate(order.tolist(), start=1)]
+        ends = {} if intervals is None else {
+            index: ends for index, *ends in zip(*(values.tolist() for values in intervals), strict=True)}
+        rows = [_song_row(rank, tracks[index], statistics, index, *ends.get(index, (None, None)))
+                for rank, index in enumerate(order.tolist(), start=1)]
         gate = GateSettings(level=statistics.gate.level, tail=tp.cast(tp.Any, statistics.gate.tail),
                             z_threshold=statistics.gate.threshold)
         return cls(noise_mean=statistics.noise_mean, noise_floor=statistics.noise_floor,
                    noise_floor_how=tp.cast(tp.Any, noise_floor_how), gate=gate,
+                   calibration=_calibration(statistics, origin), resampling=_resampling(intervals, drawn),
                    score_name=score_name, songs=len(rows), passing=int(statistics.passes_gate.sum()),
                    qualified=int(statistics.qualified.sum()), unattributed=statistics.unattributed, rows=rows,
                    segments=list(segments))
 
 
-def _song_row(rank: int, track: TrackLike, statistics: ChannelStatistics, index: int) -> SongRow:
+def _calibration(statistics: ChannelStatistics, origin: str) -> tp.Optional[Calibration]:
+    chance = statistics.chance
+    if chance is None:
+        return None
+    return Calibration(decides=statistics.calibrated, rate=chance.rate, outside_songs=chance.outside, origin=origin,
+                       passing=int(chance.passes.sum()))
+
+
+def _resampling(intervals: tp.Optional[Intervals], drawn: tp.Tuple[int, int]) -> tp.Optional[Resampling]:
+    return None if intervals is None else Resampling(level=LEVEL, resamples=RESAMPLES, chunks=drawn[0],
+                                                     checkpoints=drawn[1])
+
+
+def _song_row(rank: int, track: TrackLike, statistics: ChannelStatistics, index: int, low: tp.Optional[float],
+              high: tp.Optional[float]) -> SongRow:
     numbers = {name: float(getattr(statistics, name)[index])
                for name in ('cosine', 'score', 'z', 'confidence', 'sts', 'lip_percent', 'weight', 'share')}
+    chance = statistics.chance
+    verdict: tp.Dict[str, tp.Any] = {} if chance is None else dict(
+        p_value=float(chance.p[index]), q_value=float(chance.q[index]),
+        passes_calibrated_gate=bool(chance.passes[index]))
     track_id, title, artist = (_utf8(text or '') for text in (track.id, track.title or track.id, track.artist))
     return SongRow(rank=rank, track_id=track_id, title=title, artist=artist,
                    isrc=track.isrc, iswc=track.iswc, passes_gate=bool(statistics.passes_gate[index]),
-                   qualified=bool(statistics.qualified[index]), **numbers)
+                   qualified=bool(statistics.qualified[index]), share_low=low, share_high=high, **verdict, **numbers)
 
 
 def _utf8(text: str) -> str:
@@ -220,7 +283,7 @@ class OtherReading(_Part):
 
 class AttributionReport(_Part):
     """What one query owes to whom, per channel, and how that was found."""
-    schema_version: tp.Literal['1.0', '1.1'] = SCHEMA_VERSION
+    schema_version: tp.Literal['1.0', '1.1', '1.2'] = SCHEMA_VERSION
     created: pydantic.AwareDatetime = Field(default_factory=_now, description="UTC.")
     lumina_version: str
     query: Query

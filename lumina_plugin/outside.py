@@ -1,0 +1,181 @@
+"""Songs outside of the catalogue, which chance is measured by: recordings that the model never saw, or generated ones.
+
+Of each the first chunk with sound is one query that owes nobody: without text, without prompt, encoded once.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+import typing as tp
+from pathlib import Path
+
+import torch
+
+from . import audio
+from .calibration import MIN_SONGS
+from .catalogue import Catalogue, Track
+from .catalogue.build import find_recordings
+from .catalogue.tracks import MANIFESTS, unique_ids
+from .errors import LuminaError
+from .fingerprint import spread
+from .hashing import codes_hash
+from .inputs import GENERATED, NONE
+from .prepared import progress_bar
+from .store import FingerprintStore
+from .tokens import CodeChunk, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+COUNT = 100  # songs unless said
+SEED = 64_001  # of generated songs; any but the embedded catalogue's own makes other songs than that has in any split
+SECONDS = 10.  # of a generated song, unless chunks are longer
+_MADE = 'songs that the embedded generator made'
+
+
+@dataclasses.dataclass(frozen=True)
+class OutsideSong:
+    """A song as one query. `chunk` is its first with sound; `sha256` that of its file, or of its samples."""
+    id: str
+    sha256: str
+    chunk: CodeChunk
+
+    @property
+    def codes_hash(self) -> str:
+        """Of the chunk's codes, without padding."""
+        return _hash_of(self.chunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """Songs outside of the catalogue, and in words where they come from."""
+    songs: tp.List[OutsideSong]
+    origin: str
+
+
+def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer: Tokenizer, needed: int = MIN_SONGS,
+           count: int = COUNT, valid: tp.Optional[tp.Union[str, Path]] = None, seen: tp.Collection[str] = ()
+           ) -> tp.Optional[Outside]:
+    """Outside songs for a store.
+
+    Args:
+        where: A folder of recordings or a manifest; 'generated'; 'none'. Empty: `valid` where that holds enough songs
+            and none that is known, else generated ones.
+        store: Whose songs they must not be. tokenizer: Of the store's codec and recipe.
+        needed (int): The fewest that will do. count (int): How many to take, at least `needed`.
+        valid (path, optional): Manifest of a run's validation split.
+        seen (collection of str): SHA-256 of further recordings that the model was trained on.
+    Raises:
+        LuminaError: too few songs, or one that the store or the training holds.
+    """
+    if where == NONE:
+        return None
+    known = {track.sha256: track.id for track in store.tracks if track.sha256} | {digest: '' for digest in seen}
+    count = max(count, needed)
+    if where in (None, '') and valid is not None:
+        try:
+            return _fresh(_recordings(valid, tokenizer, needed, count, known, 'songs of the validation split'), store,
+                          tokenizer)
+        except LuminaError as reason:
+            logger.info("Chance is measured by generated songs, not by datasource.valid: %s", reason)
+    if where in (None, '', GENERATED):
+        return _fresh(_generated(tokenizer, count), store, tokenizer)
+    path = Path(tp.cast(str, where)).expanduser()
+    return _fresh(_recordings(path, tokenizer, needed, count, known, f'songs of {path.name}'), store, tokenizer)
+
+
+def songs_in(path: tp.Union[str, Path]) -> Catalogue:
+    """The recordings that a manifest names, or that lie in and below a folder without one.
+
+    Raises:
+        LuminaError: there are none.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() and not any((path / name).is_file() for name in MANIFESTS):
+        files = find_recordings(path)
+        if files:
+            return Catalogue([Track(name, file.absolute(), 0., 0)
+                              for name, file in zip(unique_ids(files), files, strict=True)])
+    return Catalogue.from_manifest(path)
+
+
+def expect_enough(path: tp.Union[str, Path], needed: int = MIN_SONGS) -> Catalogue:
+    """`songs_in`, or LuminaError where they are too few to measure chance by."""
+    songs = songs_in(path)
+    if len(songs) < needed:
+        raise LuminaError(_too_few(path, len(songs), needed))
+    return songs
+
+
+def _too_few(path: tp.Union[str, Path], found: int, needed: int) -> str:
+    return (f"{path} holds {found} songs that can be used, but chance is measured by at least {needed} outside songs: "
+            "with fewer no lone source could ever be paid; name a folder with more, or 'generated'.")
+
+
+def _recordings(path: tp.Union[str, Path], tokenizer: Tokenizer, needed: int, count: int, known: tp.Mapping[str, str],
+                origin: str) -> Outside:
+    """The first chunk with sound of at most `count` recordings, spread over all that there are."""
+    tracks = list(expect_enough(path, needed))
+    chosen = spread(tracks, count)
+    ids = {track.id for track in chosen}
+    ahead = iter([*chosen, *(track for track in tracks if track.id not in ids)])  # others stand in for unusable ones
+    found: tp.Dict[str, OutsideSong] = {}
+    for track in progress_bar(ahead, 'outside songs', len(tracks)):
+        try:
+            digest = track.sha256
+            chunk = None if digest in known else _first(
+                audio.load_audio(track.path, tokenizer.codec.sample_rate, tokenizer.codec.channels), tokenizer)
+        except LuminaError as error:
+            logger.warning("Passing over the outside song %s: %s", track.id, error)
+            continue
+        if digest in known:
+            raise LuminaError(f"{track.path} cannot measure chance: it is "
+                              f"{f'song {known[digest]} of the catalogue' if known[digest] else 'a training song'}; "
+                              "take it away, or name other songs.")
+        if chunk is not None:
+            song = OutsideSong(track.id, digest, chunk)
+            found.setdefault(song.codes_hash, song)  # the same recording twice is one song
+        if len(found) == count:
+            break
+    if len(found) < needed:
+        raise LuminaError(_too_few(path, len(found), needed))
+    return Outside(list(found.values()), origin)
+
+
+def _generated(tokenizer: Tokenizer, count: int) -> Outside:
+    """Beginnings of songs that the embedded generator makes for this, and for nothing else."""
+    from .embedded import SAMPLE_RATE, endless_songs
+    codec, songs = tokenizer.codec, []
+    specs = itertools.islice(endless_songs(SEED), count)
+    for number, spec in enumerate(progress_bar(specs, 'outside songs', count), 1):
+        samples = dataclasses.replace(spec, duration=max(SECONDS, tokenizer.chunk_seconds)).render()
+        wav = audio.resample(torch.from_numpy(samples)[None], SAMPLE_RATE, codec.sample_rate)
+        chunk = _first(audio.downmix(wav, codec.channels), tokenizer)
+        assert chunk is not None, "the generator makes no silence"
+        songs.append(OutsideSong(f'generated-{number:04d}', hashlib.sha256(samples.tobytes()).hexdigest(), chunk))
+    return Outside(songs, _MADE)
+
+
+def _first(wav: torch.Tensor, tokenizer: Tokenizer) -> tp.Optional[CodeChunk]:
+    """Codes of the first chunk with sound of a waveform [C, T] at the codec's rate; None where all is silent."""
+    for piece in audio.chunk(wav, tokenizer.codec.sample_rate, tokenizer.chunk_seconds):
+        if not audio.silent(piece.wav[..., :piece.valid], tokenizer.silence_db):
+            return tokenizer.audio(piece.wav[..., :piece.valid]).chunks[0]
+    return None
+
+
+def _fresh(outside: Outside, store: FingerprintStore, tokenizer: Tokenizer) -> Outside:
+    """The same songs; LuminaError where one has the codes of a song of the store, as far as those are remembered."""
+    codes = {song.codes_hash: song for song in outside.songs}
+    for track in store.tracks:
+        remembered = tokenizer.remembered(track.sha256) if track.sha256 else None
+        for chunk in remembered.chunks if remembered is not None else ():
+            same = codes.get(_hash_of(chunk))
+            if same is not None:
+                raise LuminaError(f"The outside song {same.id} cannot measure chance: it has the codes of song "
+                                  f"{track.id} of the catalogue; take it away, or name other songs.")
+    return outside
+
+
+def _hash_of(chunk: CodeChunk) -> str:
+    return codes_hash(chunk.codes[:, :chunk.frames])
