@@ -11,7 +11,7 @@ import typing as tp
 import numpy as np
 
 from .schema import ChannelReport, SongRow
-from .words import clean, confidence, count, number, paid, percent, seconds, song
+from .words import between, clean, confidence, count, number, odds, paid, percent, seconds, song
 
 MAX_BARS = 6
 MAX_LANES = 5
@@ -20,19 +20,21 @@ BINS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One line of a channel's division. `kind` is song, others or unattributed; width is in percent."""
+    """One line of a channel's division. `kind` is song, others or unattributed; width and interval are in percent."""
     kind: str
     title: str
     detail: str
     value: str
     width: float
+    interval: tp.Optional[tp.Tuple[float, float]] = None
 
 
 def share_bars(channel: ChannelReport) -> tp.List[Bar]:
     """The largest shares, the others together, and always the unattributed remainder."""
     rows = paid(channel)
     shown = rows if len(rows) <= MAX_BARS else rows[:MAX_BARS - 1]
-    bars = [_bar('song', clean(row.title), _detail(row), row.share) for row in shown]
+    bars = [dataclasses.replace(_bar('song', clean(row.title), _detail(row), row.share), interval=_interval(row))
+            for row in shown]
     others = rows[len(shown):]
     if others:
         rest = sum(row.share for row in others)
@@ -45,8 +47,15 @@ def _bar(kind: str, title: str, detail: str, share: float) -> Bar:
     return Bar(kind, title, detail, percent(share), round(100 * share, 3))
 
 
+def _interval(row: SongRow) -> tp.Optional[tp.Tuple[float, float]]:
+    if row.share_low is None or row.share_high is None:
+        return None
+    return round(100 * row.share_low, 3), round(100 * row.share_high, 3)
+
+
 def _detail(row: SongRow) -> str:
-    return ' · '.join(part for part in (clean(row.artist), f'confidence {confidence(row.confidence)}') if part)
+    sure = f'confidence {confidence(row.confidence)}' if row.p_value is None else f'chance {odds(row.p_value)}'
+    return ' · '.join(part for part in (clean(row.artist), sure, between(row)) if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +100,14 @@ def position(channel: ChannelReport, height: int = 64) -> tp.Optional[Position]:
         part = max(3.0, tall * float(earners[index]) / float(everyone[index])) if earners[index] else 0.0
         columns.append(Column(x=round(100 * index / BINS, 3), width=round(100 / BINS - 0.25, 3),
                               rest=round(tall, 1), paid=round(part, 1)))
+    name = 'printed gate' if channel.calibrated else 'gate'
     best = (paid(channel) or [max(channel.rows, key=lambda row: row.cosine)])[0]
     return Position(
-        columns=columns, ticks=_ticks(low, high), gate=_place(gate, low, high), gate_label=f'gate {number(gate)}',
+        columns=columns, ticks=_ticks(low, high), gate=_place(gate, low, high), gate_label=f'{name} {number(gate)}',
         mark=_place(best.cosine, low, high) if best.cosine > 0 else None, mark_label=clean(best.title, 32),
         height=height,
         description=f'{count(channel.songs, "song")} by cosine, from {number(float(cosines.min()))} '
-                    f'to {number(float(cosines.max()))}. The gate is at {number(gate)}; {channel.passing} reach it. '
+                    f'to {number(float(cosines.max()))}. The {name} is at {number(gate)}; {channel.passing} reach it. '
                     f'{song(best)} is at {number(best.cosine)}.')
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 import json
 import typing as tp
@@ -25,9 +26,9 @@ SHOWN_WARNINGS = 6
 TITLE_WIDTH = 44  # columns of a terminal for a song; titles give way, numbers never
 _MIME = {'.wav': 'audio/wav', '.flac': 'audio/flac', '.mp3': 'audio/mpeg', '.ogg': 'audio/ogg', '.oga': 'audio/ogg',
          '.opus': 'audio/ogg', '.m4a': 'audio/mp4', '.mp4': 'audio/mp4', '.aac': 'audio/aac', '.webm': 'audio/webm'}
-_CSV_NUMBERS = ('cosine', 'score', 'z', 'confidence', 'sts', 'lip_percent', 'weight', 'share')
-CSV_COLUMNS = ('query_id', 'channel', 'rank', 'track_id', 'title', 'artist', 'isrc', 'iswc', *_CSV_NUMBERS[:6],
-               'passes_gate', 'qualified', *_CSV_NUMBERS[6:])
+CSV_COLUMNS = ('query_id', 'channel', 'rank', 'track_id', 'title', 'artist', 'isrc', 'iswc', 'cosine', 'score', 'z',
+               'confidence', 'sts', 'lip_percent', 'passes_gate', 'qualified', 'weight', 'share', 'share_low',
+               'share_high', 'p_value', 'q_value', 'passes_calibrated_gate')
 
 
 def render_html(report: AttributionReport, out_path: PathLike, audio_path: tp.Optional[PathLike] = None) -> Path:
@@ -69,7 +70,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for name in ('clean', 'percent', 'confidence', 'number', 'seconds'):
+    for name in ('clean', 'percent', 'confidence', 'number', 'seconds', 'odds', 'between'):
         environment.filters[name] = getattr(words, name)
     return environment
 
@@ -81,6 +82,7 @@ def _channel_view(key: str, channel: ChannelReport, silent: bool, limit: int) ->
         bars=plots.share_bars(channel), position=plots.position(channel), timeline=plots.timeline(channel),
         titles={row.track_id: words.clean(row.title) for row in channel.rows if row.track_id in heard},
         rows=channel.rows[:limit], left_off=max(0, len(channel.rows) - limit), segments=channel.segments[:limit],
+        verdicts=functools.partial(words.gates, channel), certainty=words.certainty(channel),
         gate=words.gate_words(channel), by_chance=words.expected_by_chance(channel), caveat=words.caveat(channel))
 
 
@@ -151,7 +153,8 @@ def render_table(report: AttributionReport, top: int = 5, width: int = 110, colo
         console.print(f'… and {len(report.warnings) - SHOWN_WARNINGS} more warnings in the report')
     for key, channel in report.channels.items():
         console.print(_terminal_table(key, channel, top))
-        for line in filter(None, (words.summary(key, channel, report.query.silent), words.caveat(channel))):
+        for line in filter(None, (words.summary(key, channel, report.query.silent), words.caveat(channel),
+                                  *words.certainty(channel))):
             console.print(line.replace(words.NBSP, ' '))
     if report.other_reading is not None:
         console.print(f"With the prompt {'counted' if report.other_reading.prompt_counted else 'left out'}:")
@@ -160,26 +163,34 @@ def render_table(report: AttributionReport, top: int = 5, width: int = 110, colo
     return tp.cast(io.StringIO, console.file).getvalue()
 
 
+def _gate_names(channel: ChannelReport) -> str:
+    return 'gate' if channel.calibration is None else (
+        f'printed gate, {channel.calibration.passing} the calibrated one')
+
+
 def _terminal_table(key: str, channel: ChannelReport, top: int) -> rich.table.Table:
     table = rich.table.Table(
         title=f'{key}  {words.channel_words(key).name}', title_justify='left', title_style='bold',
-        caption=f'{channel.score_name} over {channel.songs} songs; '
-                f'{channel.passing} pass the gate, {channel.qualified} qualify',
+        caption=f'{channel.score_name} over {channel.songs} songs; {channel.passing} pass the '
+                f'{_gate_names(channel)}, {channel.qualified} qualify',
         caption_justify='left', box=rich.box.SIMPLE_HEAD)
-    table.add_column('song', no_wrap=True, overflow='ellipsis', width=TITLE_WIDTH)
-    for name in ('cosine', 'score', 'confidence', 'STS', 'LIP %', 'share'):
+    chance = channel.calibration is not None
+    table.add_column('song', no_wrap=True, overflow='ellipsis', width=TITLE_WIDTH - (12 if chance else 0))
+    for name in ('cosine', 'score', 'confidence', *(('chance',) if chance else ()), 'STS', 'LIP %', 'share'):
         table.add_column(name, justify='right', no_wrap=True, min_width=len(name))
     for row in channel.rows[:max(top, 0)]:
         name = words.clean(row.title) + (f' – {words.clean(row.artist)}' if row.artist else '')
         cells = (words.number(row.cosine), words.number(row.score), words.confidence(row.confidence),
-                 words.number(row.sts, 2), f'{row.lip_percent:.1f}', words.percent(row.share))
+                 *((words.odds(row.p_value),) if chance else ()), words.number(row.sts, 2), f'{row.lip_percent:.1f}',
+                 words.percent(row.share))
         table.add_row(rich.text.Text(name), *(cell.replace(words.NBSP, ' ') for cell in cells),
                       style='bold' if row.share > 0 else 'dim')
+    empty = [''] * (len(table.columns) - 2)
     hidden = [row for row in channel.rows[max(top, 0):] if row.share > 0]
     if hidden:
-        table.add_row(f'{len(hidden)} other paid songs', '', '', '', '', '',
+        table.add_row(f'{len(hidden)} other paid songs', *empty,
                       words.percent(sum(row.share for row in hidden)).replace(words.NBSP, ' '))
-    table.add_row('unattributed', '', '', '', '', '', words.percent(channel.unattributed).replace(words.NBSP, ' '))
+    table.add_row('unattributed', *empty, words.percent(channel.unattributed).replace(words.NBSP, ' '))
     return table
 
 

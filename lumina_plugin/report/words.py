@@ -64,6 +64,34 @@ def confidence(fraction: float) -> str:
     return percent(min(fraction, 1 - 1e-7))
 
 
+def odds(p: tp.Optional[float]) -> str:
+    """How often chance does as well: 0.00016 -> '1 in 6,200'. Two digits are kept, and never a rarer chance told."""
+    if p is None:
+        return '–'
+    if p > 0.5:
+        return 'likely'
+    times = 1 / p
+    unit = 10 ** max(0, math.floor(math.log10(times)) - 1)
+    return f'1{NBSP}in{NBSP}{math.floor(times / unit + 1e-9) * unit:,}'
+
+
+def between(row: SongRow) -> str:
+    """The interval on a share, '41 to 70 %'; nothing where there is none."""
+    if row.share_low is None or row.share_high is None:
+        return ''
+    low, high = (percent(end, 0) for end in (row.share_low, row.share_high))
+    return low if low == high else f'{low.removesuffix(f"{NBSP}%")} to {high}'
+
+
+def gates(channel: ChannelReport, row: SongRow) -> tp.Tuple[str, str]:
+    """Verdict of the gate that decides, and of the other one ('' where nothing was calibrated)."""
+    printed, calibrated = ('passes' if passes else 'below'
+                           for passes in (row.passes_gate, row.passes_calibrated_gate))
+    if channel.calibration is None:
+        return printed, ''
+    return (calibrated, f'printed: {printed}') if channel.calibrated else (printed, f'calibrated: {calibrated}')
+
+
 def number(value: float, digits: int = 3) -> str:
     """Fixed decimals with a true minus sign, or powers of ten where those would hide the number."""
     if value != 0 and (abs(value) < 0.5 * 10.0 ** -digits or abs(value) >= 1e6):
@@ -110,7 +138,7 @@ def summary(key: str, channel: ChannelReport, silent: bool) -> str:
         goes.append(f'{percent(rest)} to {count(len(rows) - NAMED, "other song")}')
     listed = goes[0] if len(goes) == 1 else ', '.join(goes[:-1]) + ' and ' + goes[-1]
     if channel.unattributed > 0:
-        return f'Of the {money}, {listed}; {percent(channel.unattributed)} is unattributed.'
+        return f'Of the {money}, {listed}; {percent(channel.unattributed)} stays unattributed.'
     return f'Of the {money}, {listed}. Nothing is left unattributed.'
 
 
@@ -127,6 +155,13 @@ def _why_nobody(channel: ChannelReport, silent: bool) -> str:
         return 'The audio is silent, so there is nothing to compare.'
     if channel.songs < 3:
         return f'The store holds {count(channel.songs, "song")}; shares need at least 3 to compare with each other.'
+    if channel.calibration is not None and channel.calibrated and not channel.calibration.passing:
+        nearest = min(channel.rows, key=lambda row: (row.p_value or 0., row.rank))
+        return (f'No song stands out from what {count(channel.calibration.outside_songs, "song")} outside the '
+                f'catalogue score: the nearest to standing out is {song(nearest)}, which could be chance '
+                f'({odds(nearest.p_value)}, asked about {count(channel.songs, "song")}).')
+    if channel.calibrated:
+        return (f'{_passing(channel)}, but none has a score that stands out from the rest of the catalogue.')
     if not channel.passing:
         best = max(channel.rows, key=lambda row: row.cosine)
         if best.cosine <= 0:
@@ -135,6 +170,45 @@ def _why_nobody(channel: ChannelReport, silent: bool) -> str:
                 f'with a confidence of {confidence(best.confidence)} where the gate asks for {gate_words(channel)}.')
     return (f'{count(channel.passing, "song")} reached the {level} gate, '
             'but none stands out from the rest of the catalogue.')
+
+
+def _passing(channel: ChannelReport) -> str:
+    passing = channel.passing if channel.calibration is None else channel.calibration.passing
+    return count(passing, 'song passes the gate', 'songs pass the gate')
+
+
+def certainty(channel: ChannelReport) -> tp.List[str]:
+    """What a reader who is paid, or pays, should know of a channel's first share: could it be chance, how firm is it,
+    and what does the other gate say."""
+    lines, rows = [], paid(channel)
+    if rows and rows[0].p_value is not None:
+        lines.append(f'Could it be chance? Music that owes nobody comes as close to {song(rows[0])} '
+                     f'{odds(rows[0].p_value)} times.')
+    if rows and between(rows[0]) and channel.resampling is not None:
+        lines.append(f'With other {_drawn(channel)} of the same kind that share would have been between '
+                     f'{between(rows[0]).replace(" to ", " and ")}.')
+    return [*lines, *filter(None, [second_opinion(channel)])]
+
+
+def _drawn(channel: ChannelReport) -> str:
+    """What intervals were drawn from, in words."""
+    assert channel.resampling is not None
+    names = [name for name, drawn in (('parts of the music', channel.resampling.chunks),
+                                      ('checkpoints of the model', channel.resampling.checkpoints)) if drawn > 1]
+    return ' and '.join(names)
+
+
+def second_opinion(channel: ChannelReport) -> str:
+    """Whom the gate that does not decide would pay."""
+    if channel.calibration is None:
+        return ''
+    ours = {row.track_id for row in channel.rows if row.qualified}
+    theirs = {row.track_id for row in channel.rows if row.weight > 0 and
+              (row.passes_gate if channel.calibrated else row.passes_calibrated_gate)}
+    other = 'paper’s printed' if channel.calibrated else 'calibrated'
+    if ours == theirs:
+        return f'The {other} gate agrees.'
+    return f'The {other} gate would pay {count(len(theirs), "song") if theirs else "nobody"} instead.'
 
 
 def gate_words(channel: ChannelReport) -> str:
@@ -171,6 +245,8 @@ def expected_by_chance(channel: ChannelReport) -> float:
 def caveat(channel: ChannelReport) -> str:
     """What must stand beside shares that chance could have made: hardly more songs pass than it lets through."""
     chance = expected_by_chance(channel)
+    if channel.calibrated:  # chance was measured, and has been dealt with
+        return ''
     if not channel.qualified or channel.passing > 2 * chance:
         return ''
     passing = f'{count(channel.passing, "song passes", "songs pass")} the gate'
