@@ -196,7 +196,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     'paper': dict(
         name='paper', objective='cross_entropy', block_norm=False, checkpoints='last', mask_prompt=False,
         projection=dict(kind='random', dim=512, center=False, residual_dim=0),
-        scoring=dict(method='kernel', ridge=0.01), gate=dict(kind='paper', noise_floor='theory')),
+        scoring=dict(method='kernel', ridge=0.01), gate=dict(noise_floor='theory')),
     # What retraining shows to be nearest to the truth (docs/validation.md): margin gradients of attention and loss
     # gradients of the output linears, weights of length 1 each, all checkpoints, kernel regression with a ridge that
     # smooths, on a projection fitted to the songs.

@@ -41,7 +41,7 @@ HASHES = {  # of the presets, as stores carry them
     'paper': ('a8c998221613294d04165027f3dd2dae1cab9e7429c4d2c86d1ccd95e90571cc',
               'd4da41f90dd6eb195b1b46bf63b695a92b0f3111235528fb0ccfe124b93bd9d6'),
     'default': ('816c97ff99dbc21d1e5917d2de5095ed1ed7e71bfb49acb14bbc2de9c0461843',
-                '111f09c290ae8b0e0846bb9c939fa40728d29a4f7e93933d811ba8c3bc380a8f')}
+                'a6ca3fc8ff5be2ba0f1cb41f38eca98b6a716f3ae7fda3386de1307c5bdc9a7d')}
 
 
 @pytest.mark.parametrize('name', HASHES)

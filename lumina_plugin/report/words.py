@@ -157,9 +157,8 @@ def _why_nobody(channel: ChannelReport, silent: bool) -> str:
         return f'The store holds {count(channel.songs, "song")}; shares need at least 3 to compare with each other.'
     if channel.calibration is not None and channel.calibrated and not channel.calibration.passing:
         nearest = min(channel.rows, key=lambda row: (row.p_value or 0., row.rank))
-        return (f'No song stands out from what {count(channel.calibration.outside_songs, "song")} outside the '
-                f'catalogue score: the nearest to standing out is {song(nearest)}, which could be chance '
-                f'({odds(nearest.p_value)}, asked about {count(channel.songs, "song")}).')
+        return (f'No song stands out from what {count(channel.calibration.outside_songs, "song")} from outside the '
+                f'catalogue score: the nearest to that is {song(nearest)}, {_by_chance(channel, nearest)}.')
     if channel.calibrated:
         return (f'{_passing(channel)}, but none has a score that stands out from the rest of the catalogue.')
     if not channel.passing:
@@ -182,19 +181,31 @@ def certainty(channel: ChannelReport) -> tp.List[str]:
     and what does the other gate say."""
     lines, rows = [], paid(channel)
     if rows and rows[0].p_value is not None:
-        lines.append(f'Could it be chance? Music that owes nobody comes as close to {song(rows[0])} '
-                     f'{odds(rows[0].p_value)} times.')
+        first = 'Could it be chance?' if len(rows) == 1 else f'Could {song(rows[0])} be there by chance?'
+        lines.append(f'{first} Music that owes nobody comes as close to a song no more than '
+                     f'{_once(rows[0])} comparisons, and this report makes {channel.songs:,}.')
     if rows and between(rows[0]) and channel.resampling is not None:
-        lines.append(f'With other {_drawn(channel)} of the same kind that share would have been between '
+        lines.append(f'With {_drawn(channel)} drawn anew, the first share lies between '
                      f'{between(rows[0]).replace(" to ", " and ")}.')
     return [*lines, *filter(None, [second_opinion(channel)])]
+
+
+def _once(row: SongRow) -> str:
+    return odds(row.p_value).replace(f'1{NBSP}in', 'once in', 1)
+
+
+def _by_chance(channel: ChannelReport, row: SongRow) -> str:
+    if (row.p_value or 0.) > 0.5:
+        return 'and most music that owes nobody comes closer to a song'
+    return (f'and music that owes nobody comes as close to a song {_once(row)} comparisons, of which this report makes '
+            f'{channel.songs:,}')
 
 
 def _drawn(channel: ChannelReport) -> str:
     """What intervals were drawn from, in words."""
     assert channel.resampling is not None
-    names = [name for name, drawn in (('parts of the music', channel.resampling.chunks),
-                                      ('checkpoints of the model', channel.resampling.checkpoints)) if drawn > 1]
+    names = [name for name, drawn in (('the music’s parts', channel.resampling.chunks),
+                                      ('the model’s checkpoints', channel.resampling.checkpoints)) if drawn > 1]
     return ' and '.join(names)
 
 
