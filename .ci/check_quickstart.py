@@ -32,6 +32,7 @@ def check_store(path: Path) -> None:
     check(len(done) == CHECKPOINTS, f'{path} has {len(done)} complete checkpoints, not {CHECKPOINTS}')
     check(len(store.tracks) == SONGS, f'{path} has {len(store.tracks)} songs, not {SONGS}')
     check(set(store.channels) == {'P', 'M'}, f'{path} has channels {store.channels}')
+    check(all(checkpoint.null is not None for checkpoint in done), f'{path} has a checkpoint without outside songs')
     check(store.identity.dim == WIDTH, f'{path} is {store.identity.dim} wide, not {WIDTH}')
 
 

@@ -75,13 +75,14 @@ def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer:
     if where in (None, '') and valid is not None:
         try:
             return _fresh(_recordings(valid, tokenizer, needed, count, known, 'songs of the validation split'), store,
-                          tokenizer)
+                          tokenizer, needed)
         except LuminaError as reason:
-            logger.info("Chance is measured by generated songs, not by datasource.valid: %s", reason)
+            logger.info("Chance is measured by generated songs; datasource.valid will not do: %s", reason)
     if where in (None, '', GENERATED):
-        return _fresh(_generated(tokenizer, count), store, tokenizer)
+        return _fresh(_generated(tokenizer, count), store, tokenizer, needed)
     path = Path(tp.cast(str, where)).expanduser()
-    return _fresh(_recordings(path, tokenizer, needed, count, known, f'songs of {path.name}'), store, tokenizer)
+    return _fresh(_recordings(path, tokenizer, needed, count, known, f'songs of {path.name}'), store,
+                  tokenizer, needed)
 
 
 def songs_in(path: tp.Union[str, Path]) -> Catalogue:
@@ -108,7 +109,7 @@ def expect_enough(path: tp.Union[str, Path], needed: int = MIN_SONGS) -> Catalog
 
 
 def _too_few(path: tp.Union[str, Path], found: int, needed: int) -> str:
-    return (f"{path} holds {found} songs that can be used, but chance is measured by at least {needed} outside songs: "
+    return (f"{path}: {found} songs can be used, but chance is measured by at least {needed} outside songs: "
             "with fewer no lone source could ever be paid; name a folder with more, or 'generated'.")
 
 
@@ -164,17 +165,23 @@ def _first(wav: torch.Tensor, tokenizer: Tokenizer) -> tp.Optional[CodeChunk]:
     return None
 
 
-def _fresh(outside: Outside, store: FingerprintStore, tokenizer: Tokenizer) -> Outside:
-    """The same songs; LuminaError where one has the codes of a song of the store, as far as those are remembered."""
+def _fresh(outside: Outside, store: FingerprintStore, tokenizer: Tokenizer, needed: int) -> Outside:
+    """The songs without those that have the codes of a song of the store, as far as those are remembered.
+
+    Raises:
+        LuminaError: too few are left.
+    """
     codes = {song.codes_hash: song for song in outside.songs}
     for track in store.tracks:
         remembered = tokenizer.remembered(track.sha256) if track.sha256 else None
         for chunk in remembered.chunks if remembered is not None else ():
-            same = codes.get(_hash_of(chunk))
+            same = None if chunk.silent else codes.pop(_hash_of(chunk), None)
             if same is not None:
-                raise LuminaError(f"The outside song {same.id} cannot measure chance: it has the codes of song "
-                                  f"{track.id} of the catalogue; take it away, or name other songs.")
-    return outside
+                logger.warning("The outside song %s cannot measure chance and is passed over: it has the codes of song "
+                               "%s of the catalogue.", same.id, track.id)
+    if len(codes) < needed:
+        raise LuminaError(_too_few(outside.origin.capitalize(), len(codes), needed))
+    return Outside(list(codes.values()), outside.origin)
 
 
 def _hash_of(chunk: CodeChunk) -> str:

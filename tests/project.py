@@ -20,11 +20,12 @@ class Project:
         self.root = root
         from lumina_plugin.catalogue import build_catalogue
 
-        from .tiny import write_codec, write_songs
+        from .tiny import write_codec, write_outside, write_songs
         self.manifest = build_catalogue(write_songs(root / 'songs'), root / 'catalogue', progress=False).manifest
         self.codec = write_codec(root / 'codec')
         self.argv = [*TINY, f'compression_model_checkpoint={self.codec}', f'datasource.train={self.manifest.parent}',
-                     f'datasource.valid={self.manifest.parent}']
+                     f'datasource.valid={self.manifest.parent}',
+                     f'fingerprint.outside={write_outside(root / "outside")}']
 
     def start(self, *overrides: str, processes: int = 1) -> subprocess.Popen:
         """`dora run` in a process of its own, or by several."""

@@ -97,3 +97,16 @@ def write_songs(folder: Path, count: int = 6, seconds: float = 2.6, seed: int = 
         save_audio(folder / f'song-{index}.wav', (0.2 * tones + noise)[None], 16000)
     save_audio(folder / 'silence.wav', torch.zeros(1, 16000), 16000)
     return folder
+
+
+def write_outside(folder: Path, count: int = 72) -> Path:
+    """A folder of melodies, enough to measure chance by, which differ from all songs to a random codec, too."""
+    from lumina_plugin.audio import save_audio
+    time = torch.arange(1600) / 16000
+    for index in range(count):
+        generator = torch.Generator().manual_seed(91_000 + index)
+        notes = [level * torch.sin(2 * math.pi * (50 + 3000 * pitch ** 2) * time)
+                 for pitch, level in (0.2 + 0.8 * torch.rand(10, 2, generator=generator)).tolist()]
+        noise = 0.05 * torch.randn(16000, generator=generator)
+        save_audio(folder / f'outside-{index:02d}.wav', (torch.cat(notes) + noise)[None].clamp(-1, 1), 16000)
+    return folder
