@@ -111,7 +111,7 @@ def fingerprint_pass(lm: LMModel, examples: tp.Sequence[Example], recipe: Recipe
     songs = [Song(str(index), [example]) for index, example in enumerate(examples)]
     fingerprinter.projections = {
         channel: mapped_projection(fingerprinter, channel, BlockReducers(
-            blocks, factors(blocks, recipe.projection.block_width, device), recipe.block_norm))
+            blocks, factors(blocks, recipe.projection.width_of(channel), device), recipe.block_norm))
         for channel, blocks in fingerprinter.channels.items()}
     return lambda: list(fingerprinter.fingerprints(songs))
 

@@ -56,6 +56,7 @@ def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
     import yaml
     dotted, equals, text = setting.partition('=')
     *sections, last = dotted.strip().split('.')
+    whole = dotted.strip() in BY_CHANNEL
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -69,7 +70,7 @@ def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
             raise LuminaError(f"Recipe key '{section}' of '{setting}' has no keys below it; see "
                               "config/solver/lumina/default.yaml for all keys.")
         keys = inner
-    joined = isinstance(value, dict) and isinstance(keys.get(last), dict) and last not in BY_CHANNEL
+    joined = isinstance(value, dict) and isinstance(keys.get(last), dict) and not whole
     keys[last] = {**keys[last], **value} if joined else value
 
 

@@ -1,6 +1,7 @@
 """From chunks of codes to fingerprints: the pass over a catalogue and the very same route for a query."""
 
 import dataclasses
+import sys
 import typing as tp
 
 import torch
@@ -148,17 +149,19 @@ class Fingerprinter(GradientModel):
         """The first stage of the projections, by channel; fitted on second moments of a few chunks where the recipe
         says so."""
         config, norm = self.recipe.projection, self.recipe.block_norm
-        width = config.block_width
-        if width is not None and config.factor_kind == 'random':
-            return {channel: BlockReducers.random(blocks, width, config.seed, norm, self.device)
+        widths = {channel: config.width_of(channel) for channel in self.channels}
+        if config.factor_kind == 'random' and config.block_width is not None:
+            return {channel: BlockReducers.random(blocks, tp.cast(int, widths[channel]), config.seed, norm, self.device)
                     for channel, blocks in self.channels.items()}
         moments = {name: Moments() for name in self.blocks}
-        if width is not None and any(max(b.out_features, b.in_features) > width for b in self.blocks.values()):
+        if any(max(b.out_features, b.in_features) > (widths[channel] or sys.maxsize)
+               for channel, blocks in self.channels.items() for b in blocks):
             chunks = [(song, index) for song in spread(songs, FACTOR_CHUNKS) for index in range(len(song.examples))]
             sample = [song.examples[index] for song, index in spread(chunks, FACTOR_CHUNKS)]
             for _ in progress(self.batches(sample, moments), 'second moments', -(-len(sample) // self.batch_size)):
                 pass
-        return {channel: BlockReducers.fit(blocks, moments, width, norm) for channel, blocks in self.channels.items()}
+        return {channel: BlockReducers.fit(blocks, moments, widths[channel], norm)
+                for channel, blocks in self.channels.items()}
 
     def fit_sample(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]) -> tp.List[Song]:
         """The songs that the second stage of the projections is fitted on: none where it depends on no data."""
@@ -188,8 +191,8 @@ class Fingerprinter(GradientModel):
         """What a pass over so many songs will need: bytes of the projections that `fit` makes, and of the gradients
         that are held at once (those that it looks at, twice as they may be centred; or else a few batches)."""
         config = self.recipe.projection
-        kept = {channel: [(min(b.out_features, config.block_width or b.out_features),
-                           min(b.in_features, config.block_width or b.in_features), b) for b in blocks]
+        kept = {channel: [(min(b.out_features, config.width_of(channel) or b.out_features),
+                           min(b.in_features, config.width_of(channel) or b.in_features), b) for b in blocks]
                 for channel, blocks in self.channels.items()}
         factors = sum(rows * b.out_features + columns * b.in_features
                       for blocks in kept.values() for rows, columns, b in blocks) if config.block_width else 0

@@ -9,7 +9,10 @@ import pydantic
 from .errors import LuminaError
 
 ObjectiveName = tp.Literal['cross_entropy', 'margin']
-BY_CHANNEL = ('channels', 'objective')  # mappings of free keys, which are replaced as a whole
+BY_CHANNEL = ('channels', 'objective', 'projection.block_width')  # mappings by channel, replaced as a whole
+
+
+Width = tp.Annotated[int, pydantic.Field(ge=1)]
 
 
 class _Section(pydantic.BaseModel):
@@ -23,8 +26,9 @@ class ProjectionConfig(_Section):
                               "and random ones for what they leave out.")
     dim: int = pydantic.Field(512, ge=8, description="Width D of a fingerprint, per channel.")
     seed: int = pydantic.Field(0, ge=0, description="Seed of everything random.")
-    block_width: tp.Optional[int] = pydantic.Field(
-        None, ge=1, description="Keep at most this many numbers on each side of a weight's gradient; null keeps all.")
+    block_width: tp.Union[None, Width, tp.Dict[str, Width]] = pydantic.Field(
+        None, description="Keep at most this many numbers on each side of a weight's gradient: one for all channels, "
+                          "or one for each, as {P: 64, M: 256}; null keeps all.")
     block_factors: tp.Optional[tp.Literal['random', 'fitted']] = pydantic.Field(
         None, description="What a side wider than block_width is multiplied with. random: seeded orthonormal columns, "
                           "no pass over the songs. fitted: leading directions of the second moments of the weight's "
@@ -49,6 +53,10 @@ class ProjectionConfig(_Section):
         if self.block_factors is not None and self.block_width is None:
             raise ValueError("block_factors needs a block_width")
         return self
+
+    def width_of(self, channel: str) -> tp.Optional[int]:
+        """`block_width` of one channel."""
+        return self.block_width.get(channel) if isinstance(self.block_width, dict) else self.block_width
 
     @property
     def keeps_lengths(self) -> bool:
@@ -142,10 +150,9 @@ class Recipe(_Section):
     def _channels_named(self) -> 'Recipe':
         if not self.channels or any(not groups for groups in self.channels.values()):
             raise ValueError("channels: name at least one channel and one layer group for each")
-        if isinstance(self.objective, dict):
-            if set(self.objective) != set(self.channels):
-                raise ValueError(f"objective: name one for each of the channels {', '.join(self.channels)}, and for no "
-                                 "other")
+        for key, found in (('objective', self.objective), ('projection.block_width', self.projection.block_width)):
+            if isinstance(found, dict) and not set(self.channels) <= set(found):
+                raise ValueError(f"{key}: name one for each of the channels {', '.join(self.channels)}, or one for all")
         return self
 
     def objective_of(self, channel: str) -> ObjectiveName:
@@ -203,7 +210,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     'default': dict(
         name='default', objective={'P': 'margin', 'M': 'cross_entropy'}, block_norm=True, checkpoints='all',
         mask_prompt=True, query_phases=4,
-        projection=dict(kind='fitted', dim=512, block_width=128, center=False, residual_dim=None),
+        projection=dict(kind='fitted', dim=512, block_width={'P': 64, 'M': 256}, center=False, residual_dim=None),
         scoring=dict(method='kernel', ridge=0.3), gate=dict(kind='calibrated', noise_floor='measured')),
 }
 
@@ -235,11 +242,12 @@ def recipe_from_dict(keys: tp.Mapping[str, tp.Any]) -> Recipe:
                           f"see config/solver/lumina/default.yaml for all keys.") from None
 
 
-def _merge(base: tp.Mapping[str, tp.Any], over: tp.Mapping[str, tp.Any]) -> tp.Dict[str, tp.Any]:
+def _merge(base: tp.Mapping[str, tp.Any], over: tp.Mapping[str, tp.Any], prefix: str = '') -> tp.Dict[str, tp.Any]:
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, tp.Mapping) and isinstance(merged.get(key), tp.Mapping) and key not in BY_CHANNEL:
-            merged[key] = _merge(merged[key], value)
+        mappings = isinstance(value, tp.Mapping) and isinstance(merged.get(key), tp.Mapping)
+        if mappings and prefix + key not in BY_CHANNEL:
+            merged[key] = _merge(merged[key], value, f'{prefix}{key}.')
         else:
             merged[key] = value
     return merged

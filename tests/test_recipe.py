@@ -40,8 +40,8 @@ def test_those_changes_are_of_every_key_that_changes_a_vector():
 HASHES = {  # of the presets, as stores carry them
     'paper': ('a8c998221613294d04165027f3dd2dae1cab9e7429c4d2c86d1ccd95e90571cc',
               'd4da41f90dd6eb195b1b46bf63b695a92b0f3111235528fb0ccfe124b93bd9d6'),
-    'default': ('816c97ff99dbc21d1e5917d2de5095ed1ed7e71bfb49acb14bbc2de9c0461843',
-                'a6ca3fc8ff5be2ba0f1cb41f38eca98b6a716f3ae7fda3386de1307c5bdc9a7d')}
+    'default': ('dd404dedd0408334d76a901dd40841d9acd51e5feddabc094f83aab83a808b12',
+                '60f663dc0561fc28558ec9809a49b98242f2fbcfca726b714ca714e2a0bddf39')}
 
 
 @pytest.mark.parametrize('name', HASHES)
@@ -70,7 +70,7 @@ def test_block_factors_follow_the_kind_unless_said():
     assert get_recipe('default').describe()['projection.block_factors'] == 'fitted'
 
 
-@pytest.mark.parametrize('change', [dict(scoring={'method': 'kernel'}), dict(gate={'tail': 'one_sided'}),
+@pytest.mark.parametrize('change', [dict(scoring={'method': 'cosine'}), dict(gate={'tail': 'one_sided'}),
                                     dict(checkpoints='last'), dict(mask_prompt=False), dict(query_phases=2)])
 def test_what_changes_only_the_scoring_keeps_the_fingerprint_hash(change):
     changed, default = get_recipe('default', **change), get_recipe('default')
@@ -80,9 +80,19 @@ def test_what_changes_only_the_scoring_keeps_the_fingerprint_hash(change):
 def test_each_channel_may_have_its_own_objective():
     recipe = get_recipe('default', objective={'P': 'margin', 'M': 'cross_entropy'})
     assert [recipe.objective_of(channel) for channel in 'PM'] == ['margin', 'cross_entropy']
-    assert get_recipe('default').objective_of('M') == 'margin'
+    assert get_recipe('default', objective='margin').objective_of('M') == 'margin'
     assert recipe_from_dict(recipe.model_dump(mode='json')) == recipe
     assert recipe.describe()['objective'] == {'P': 'margin', 'M': 'cross_entropy'}
+
+
+def test_each_channel_may_have_its_own_width():
+    recipe = get_recipe('default', projection={'block_width': {'P': 32, 'M': 16}})
+    assert [recipe.projection.width_of(channel) for channel in 'PM'] == [32, 16]
+    assert get_recipe('default', projection={'block_width': 8}).projection.width_of('M') == 8
+    assert get_recipe('default', projection={'block_width': 0}).projection.width_of('M') is None
+    assert recipe.describe()['projection.block_width'] == {'P': 32, 'M': 16}
+    alone = get_recipe('default', channels={'P': ['self_attention']})  # what is said of other channels does no harm
+    assert alone.projection.width_of('P') == 64 and alone.objective_of('P') == 'margin'
 
 
 @pytest.mark.parametrize('keys, named', [
@@ -92,7 +102,9 @@ def test_each_channel_may_have_its_own_objective():
     (dict(projection={'block_width': None, 'block_factors': 'random'}), 'block_factors needs a block_width'),
     (dict(projection={'block_factors': 'sparse'}), 'projection.block_factors'),
     (dict(objective='loss'), "key 'objective' is"), (dict(objective={'P': 'margin', 'M': 'loss'}), 'objective.M'),
-    (dict(objective={'P': 'margin'}), 'each of the channels P, M')])
+    (dict(objective={'P': 'margin'}), 'each of the channels P, M'),
+    (dict(projection={'block_width': {'P': 8}}), 'projection.block_width: name one for each'),
+    (dict(projection={'block_width': {'P': 8, 'M': 0}}), 'projection.block_width.M')])
 def test_a_bad_key_is_named(keys, named):
     with pytest.raises(LuminaError, match=named):
         get_recipe('default', **keys)
