@@ -17,7 +17,9 @@ import pydantic
 import pytest
 import soundfile
 
+from lumina_plugin.calibration import Null
 from lumina_plugin.errors import LuminaError
+from lumina_plugin.intervals import Intervals
 from lumina_plugin.report import render_html, render_table, to_csv, words
 from lumina_plugin.report.render import CSV_COLUMNS, MAX_HTML_BYTES
 from lumina_plugin.report.schema import (
@@ -584,3 +586,66 @@ def test_a_summary_names_a_fourth_song_rather_than_counting_one():
     assert 'other song' not in four and all(words.clean(row.title) in four for row in paid)
     five = [row.model_copy(update={'share': 0.2}) for row in part.rows[:5]]
     assert '2\u00a0other songs' in words.summary('P', part.model_copy(update={'rows': five + rest[1:]}), False)
+
+
+# ---- the calibrated gate ----
+
+
+@pytest.fixture(scope='module')
+def calibrated(report) -> AttributionReport:
+    """The sample's channels, judged in view of outside songs, with intervals."""
+    rng, found = np.random.default_rng(0), {}
+    for key, part in report.channels.items():
+        score = np.array([row.score for row in part.rows])
+        tracks = [Song(row.track_id, row.title, row.artist, row.isrc, row.iswc) for row in part.rows]
+        values = channel_statistics(score, score, part.noise_floor, noise_mean=part.noise_mean,
+                                    null=Null(rng.normal(scale=1.8 * score[5:].std(), size=(100, len(score)))))
+        ends = Intervals(np.arange(len(score)), 0.5 * values.share, np.minimum(1.5 * values.share, 1.))
+        found[key] = ChannelReport.from_statistics(values, tracks, 'cosine', 'measured', part.segments, ends, (3, 4),
+                                                   'songs of a folder')
+    return report.model_copy(update={'channels': found})
+
+
+def test_a_calibrated_report_shows_both_verdicts_the_interval_and_the_remainder(calibrated, tmp_path):
+    page, table = page_of(calibrated, tmp_path), render_table(calibrated)
+    text = re.sub(r'\s+', ' ', page.text)
+    for channel in calibrated.channels.values():
+        best = max(channel.rows, key=lambda row: row.share)
+        assert best.share > 0 and 0 < channel.unattributed < 1 and channel.passing > channel.calibration.passing
+        assert f'{percent(channel.unattributed)} stays unattributed'.replace(words.NBSP, ' ') in text
+        assert words.odds(best.p_value).replace(words.NBSP, ' ') in text
+        assert words.between(best).replace(words.NBSP, ' ') in text
+    assert 'printed: passes' in text and 'printed: below' in text and 'printed gate would pay' in text
+    assert 'p-values from 100 songs of a folder' in text and 'chance' in table and 'the calibrated one' in table
+    assert page.source.count('class="range"') >= 6
+    with open(to_csv(calibrated, tmp_path / 'r.csv'), newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert {row['passes_calibrated_gate'] for row in rows} == {'yes', 'no'} and float(rows[0]['q_value']) <= 0.05
+    assert AttributionReport.load(calibrated.save(tmp_path / 'r.json')) == calibrated
+
+
+def test_chances_are_told_in_words_and_never_rarer_than_they_are():
+    shown = {1 / 9701: '1 in 9,700', 1 / 97_001: '1 in 97,000', 0.0399: '1 in 25', 0.5: '1 in 2', 0.7: 'likely'}
+    assert {p: words.odds(p).replace(words.NBSP, ' ') for p in shown} == shown
+
+
+def test_a_report_from_before_the_calibrated_gate_still_loads_and_renders(report, tmp_path):
+    data = json.loads(report.model_dump_json())
+    data['schema_version'] = '1.1'
+    for part in data['channels'].values():
+        del part['calibration'], part['resampling']
+        for row in part['rows']:
+            for key in ('passes_calibrated_gate', 'p_value', 'q_value', 'share_low', 'share_high'):
+                del row[key]
+    path = tmp_path / 'old.json'
+    path.write_text(json.dumps(data))
+    old = AttributionReport.load(path)
+    assert old.channels == report.channels and 'would by chance' in page_of(old, tmp_path).text
+
+
+def test_a_report_whose_verdicts_are_miscounted_is_refused(calibrated, tmp_path):
+    path = tmp_path / 'report.json'
+    data = json.loads(calibrated.model_dump_json())
+    path.write_text(broken(data, 'channels', 'P', 'calibration', 'passing', value=50))
+    with pytest.raises(LuminaError, match='calibration.passing'):
+        AttributionReport.load(path)
