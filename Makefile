@@ -26,14 +26,15 @@ PYTHON ?= $(shell for python in $(PYTHONS); do \
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_PEERS := $(VENV)/.installed-peers
 export TORCH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test lint validate bench wheel clean force
+.PHONY: help install quickstart test lint validate validate-peers bench wheel clean force
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: $(INSTALLED)  ## make .venv and install everything into it
 
@@ -52,6 +53,9 @@ validate: $(INSTALLED)  ## measure attributions against the truth; writes docs/v
 
 bench: $(INSTALLED)  ## measure speed, scale and safety; writes docs/benchmarks.md (long: full-size models)
 	$(BIN)/python benchmarks/all.py
+
+validate-peers: $(INSTALLED_PEERS)  ## other libraries' methods beside ours, against a ground truth that was made before
+	$(BIN)/lumina validate lds --peers --out $(OUT)/validation
 
 wheel: $(INSTALLED)  ## build dist/lumina_plugin-*.whl
 	rm -rf build
@@ -91,4 +95,12 @@ $(INSTALLED): $(VENV)/.torch setup.py Makefile
 $(INSTALLED_TEST): $(INSTALLED)
 	@rm -f $@
 	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[test]'
+	@touch $@
+
+# Alone, without what they ask for: setup.py says why.
+$(INSTALLED_PEERS): $(INSTALLED)
+	@rm -f $@
+	$(BIN)/python -c "import importlib.metadata as m; \
+	  print(*(r.split(';')[0] for r in m.requires('lumina_plugin') if 'peers' in r), sep='\n')" > $(VENV)/peers.txt
+	$(BIN)/python -m pip install -q --no-deps -c $(VENV)/constraints.txt -r $(VENV)/peers.txt
 	@touch $@

@@ -60,6 +60,17 @@ REQUIRED = [
     'sentencepiece>=0.2,<1',
 ]
 
+# What `lumina validate lds --peers` and benchmarks/peers.py compare with, from the release that they were run with.
+# kronfluence asks for torchvision as well, which it never imports and which must be of the same build as torch; so
+# `make validate-peers` installs these without what they ask for: all that they import is here or above.
+PEERS = [
+    'accelerate>=1.15,<2',          # kronfluence imports it, as also einconv and opt-einsum
+    'dattri>=0.3,<0.4',
+    'einconv>=0.1,<1',
+    'kronfluence>=1.0.1,<1.1',
+    'opt-einsum>=3.4,<4',
+]
+
 setup(
     name='lumina_plugin',
     version=VERSION[1] if VERSION else None,
@@ -74,7 +85,7 @@ setup(
     package_data={'lumina_plugin': ['**/*.safetensors', '**/*.json', '**/*.j2', '**/*.css', '**/*.js', '**/*.md'],
                   'lumina_plugin.config': ['**/*.yaml']},
     install_requires=REQUIRED,
-    extras_require={'peers': ['dattri>=0.3,<0.4'],  # what benchmarks/peers.py compares with
+    extras_require={'peers': PEERS,
                     'test': ['hypothesis>=6.100,<7', 'mypy>=1.15,<3', 'pytest>=8,<10', 'ruff>=0.9,<1',
                              'setuptools>=68']},  # setuptools: a test builds the wheel without network
     entry_points={'console_scripts': ['lumina = lumina_plugin.cli:main']},

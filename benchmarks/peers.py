@@ -49,6 +49,7 @@ from lumina_plugin.fingerprint import Fingerprinter  # noqa: E402
 from lumina_plugin.gradients import Example  # noqa: E402
 from lumina_plugin.objectives import cross_entropy  # noqa: E402
 from lumina_plugin.recipe import get_recipe  # noqa: E402
+from lumina_plugin.validation.plain_model import LinearAttention  # noqa: E402
 
 D = 512
 BATCHES = (1, 2, 4, 8)
@@ -62,22 +63,6 @@ Choices = tp.Dict[str, tp.Callable[[], Pass]]  # by how it is done, e.g. 'batch 
 
 # torch loops over the examples of a vmapped attention. Its other kernel does not, and is slower all the same.
 warnings.filterwarnings('ignore', message='There is a performance drop because we have not yet implemented')
-
-
-class LinearAttention(nn.Module):
-    """audiocraft's causal self attention, its bare `in_proj_weight` [3d, d] held by an `nn.Linear`."""
-
-    def __init__(self, attention: nn.Module):
-        super().__init__()
-        self.in_proj = nn.Linear(attention.embed_dim, 3 * attention.embed_dim, bias=False, device='meta')
-        self.in_proj.weight = attention.in_proj_weight
-        self.out_proj, self.heads = attention.out_proj, attention.num_heads
-
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: tp.Any
-                ) -> tp.Tuple[torch.Tensor, None]:
-        """query [B, T, d], which is also key and value -> [B, T, d]."""
-        q, k, v = self.in_proj(query).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, d / H]
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)), None
 
 
 def mean_cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ class _Weighted(torch.autograd.Function):
         return gradient if bool((scale == 1).all()) else gradient * scale[:, None, None, None], None, None, None
 
 
-def _weights(mask: torch.Tensor) -> torch.Tensor:
+def code_weights(mask: torch.Tensor) -> torch.Tensor:
     """What each code counts so that their sum is the mean over the valid frames of each codebook, then over codebooks.
 
     Args:
@@ -76,7 +76,7 @@ def cross_entropy(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor)
     Returns:
         torch.Tensor: Shape [B], in nats per code. It can be differentiated once.
     """
-    return tp.cast(torch.Tensor, _Weighted.apply(logits, codes, _weights(mask), False))
+    return tp.cast(torch.Tensor, _Weighted.apply(logits, codes, code_weights(mask), False))
 
 
 def margin(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def margin(logits: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor) -> tor
 
     Args and returns: as `cross_entropy`; the value grows as the model fits the example better.
     """
-    return tp.cast(torch.Tensor, _Weighted.apply(logits, codes, _weights(mask), True))
+    return tp.cast(torch.Tensor, _Weighted.apply(logits, codes, code_weights(mask), True))
 
 
 OBJECTIVES: tp.Dict[str, Objective] = {'cross_entropy': cross_entropy, 'margin': margin}

@@ -1,7 +1,8 @@
 """A pytest plugin with an honest word about what was left out.
 
-Tests that need the real recordings ask for the fixture `real_recordings`; those that need a GPU are marked `gpu`.
-Without, they are skipped, and pytest's last lines say so. Where CI=true a skip is a failure, a missing GPU aside.
+Tests that need the real recordings or the extra `peers` ask for the fixture `real_recordings` or `peers`; those that
+need a GPU are marked `gpu`. Without, they are skipped, and pytest's last lines say so. Where CI=true a skip is a
+failure, a missing GPU or extra aside.
 """
 
 import collections
@@ -15,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CI = os.environ.get('CI') == 'true'
 NO_RECORDINGS = "the real recordings are not here (LUMINA_RECORDINGS names their folder)"
 NO_GPU = "no CUDA device"
-ALLOWED_IN_CI = (NO_GPU,)
+NO_PEERS = "the extra 'peers' is not installed (make validate-peers)"
+ALLOWED_IN_CI = (NO_GPU, NO_PEERS)
 
 
 def recordings_folder() -> tp.Optional[Path]:
@@ -32,6 +34,14 @@ def real_recordings() -> Path:
     if folder is None:
         pytest.skip(NO_RECORDINGS)
     return folder
+
+
+@pytest.fixture(scope='session')
+def peers() -> None:
+    """The libraries of other methods; without them the test is skipped."""
+    from lumina_plugin.validation.peers import missing_peers
+    if missing_peers():
+        pytest.skip(NO_PEERS)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,9 +11,10 @@ from lumina_plugin.attribution import Attributor
 from lumina_plugin.catalogue_pass import run_songs
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.models import load_musicgen, run_stores
+from lumina_plugin.validation.black_boxes import CodeHistogram, PlayingTime, Random
 from lumina_plugin.validation.ground_truth import make_ground_truth
 from lumina_plugin.validation.judge import FAMILIES, judge
-from lumina_plugin.validation.methods import BOTH, CodeHistogram, Fingerprints, Method, PlayingTime, Random
+from lumina_plugin.validation.methods import BOTH, Fingerprints, Method
 from lumina_plugin.validation.plan import plan_models
 
 
@@ -110,14 +111,6 @@ def test_a_store_without_a_song_is_refused(suite):
     run, truth, musicgen = suite
     with pytest.raises(LuminaError, match='no fingerprint of stranger'):
         Fingerprints(musicgen, run_stores(run)[0], [*truth.songs, 'stranger'])
-
-
-def test_histograms_count_codes():
-    from lumina_plugin.validation.queries import Query
-    codes = {'a': [0, 0, 1], 'b': [2, 2, 2]}
-    songs = [Query(name, 'songs', torch.tensor([row]), 0, name) for name, row in codes.items()]
-    scores = CodeHistogram(songs, 4).scores([Query('q', 'continued', torch.tensor([[2, 0, 0]]), 1)], masked=True)
-    np.testing.assert_allclose(scores['black box'], [[2 / 5 ** .5, 0.]])
 
 
 def test_the_commands(suite, project, tmp_path, capsys):

@@ -76,8 +76,10 @@ def lds(
         help="A ground truth of another folder, e.g. one that is kept beside the code.")] = None,
     score: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
         help="Also score every store by this: cosine, kernel or dot; may be repeated.")] = None,
+    peers: tp.Annotated[bool, typer.Option(
+        '--peers', help="Also TRAK, LoGra and EK-FAC by dattri and kronfluence, the extra `peers`.")] = False,
 ) -> None:
-    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, and black boxes.
+    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, TracIn and black boxes.
 
     Writes lds.md, lds.json and lds.png. Make stores to compare with `lumina fingerprint RUN --recipe … --set …`.
     """
@@ -86,8 +88,11 @@ def lds(
     from ..catalogue_pass import run_songs
     from ..errors import LuminaError
     from ..models import load_musicgen, run_folder, run_stores
+    from ..validation import black_boxes
     from ..validation import methods as known
     from ..validation.judge import judge
+    from ..validation.peers import peer_methods
+    from ..validation.tracin import TracIn, run_checkpoints
     from ..validation.truth import GroundTruth
     found = GroundTruth.load(truth or out / 'truth' / 'ground_truth.safetensors')
     run = run_folder(model if model is not None else out / 'xps' / found.facts['run'])
@@ -103,9 +108,13 @@ def lds(
     ways: tp.List[tp.Optional[str]] = [None, *(score or [])]
     for store in run_stores(run):
         chosen += [known.Fingerprints(musicgen, store, found.songs, way, songs) for way in ways]
+    checkpoints = run_checkpoints(run, musicgen.lm)
+    chosen += peer_methods(musicgen.lm, checkpoints, songs) if peers else []
     seconds = {track.id: track.duration for track in catalogue}
-    chosen += [known.CodeHistogram(songs, musicgen.lm.card),
-               known.PlayingTime(found.songs, [seconds[song] for song in found.songs]), known.Random(found.songs)]
+    chosen += [TracIn(musicgen.lm, checkpoints, songs), black_boxes.CodeHistogram(songs, musicgen.lm.card),
+               black_boxes.MelStatistics(songs, musicgen.compression_model),
+               black_boxes.PlayingTime(found.songs, [seconds[song] for song in found.songs]),
+               black_boxes.Random(found.songs)]
     table = judge(found, chosen, lambda items: tqdm(items, desc='scoring', unit='method', dynamic_ncols=True))
     table.save(out / 'lds')
     print(table.markdown())

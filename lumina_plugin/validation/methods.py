@@ -67,6 +67,32 @@ class Method(abc.ABC):
         """Bytes and seconds per song."""
 
 
+class Indexed(Method):
+    """A method that goes over the songs once, before its first scores; what that takes is told apart from queries."""
+
+    def __init__(self, name: str, songs: tp.Sequence[str]):
+        super().__init__(name, songs)
+        self._seconds: tp.Optional[float] = None
+
+    def scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+        if self._seconds is None:
+            begun = time.perf_counter()
+            self._index()
+            self._seconds = (time.perf_counter() - begun) / len(self.songs)
+        return super().scores(queries, masked)
+
+    def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
+        return self._bytes(), self._seconds
+
+    @abc.abstractmethod
+    def _index(self) -> None:
+        """Go over the songs."""
+
+    @abc.abstractmethod
+    def _bytes(self) -> float:
+        """What is kept per song, once they are known."""
+
+
 class Fingerprints(Method):
     """A store of fingerprints under its own recipe, or with another score.
 
@@ -108,56 +134,6 @@ class Fingerprints(Method):
         begun = time.perf_counter()
         self.attributor.fingerprint_parts(sample)
         return size, (time.perf_counter() - begun) / len(sample)
-
-
-class CodeHistogram(Method):
-    """A black box: how often each code occurs, per codebook, compared by cosine. It looks at no model."""
-
-    def __init__(self, songs: tp.Sequence[Query], card: int):
-        super().__init__('code histogram', [str(song.source) for song in songs])
-        self.card = card
-        begun = time.perf_counter()
-        self._songs = np.stack([self._histogram(song, False) for song in songs])
-        self._seconds = (time.perf_counter() - begun) / len(songs)
-
-    def _histogram(self, query: Query, masked: bool) -> FloatArray:
-        codes = query.codes[:, query.prompt_frames if masked else 0:].numpy()
-        counts = np.stack([np.bincount(row, minlength=self.card) for row in codes]).astype(np.float64).ravel()
-        return counts / max(1., float(np.linalg.norm(counts)))
-
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
-        return {'black box': np.stack([self._histogram(query, masked) for query in queries]) @ self._songs.T}
-
-    def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
-        return self._songs.shape[1] * 2., self._seconds  # counts fit 16 bits
-
-
-class PlayingTime(Method):
-    """Every song by its length, whatever the query: how much of today's money is shared."""
-
-    def __init__(self, songs: tp.Sequence[str], seconds: tp.Sequence[float]):
-        super().__init__('share of playing time', songs)
-        self.seconds = np.asarray(seconds, dtype=np.float64)
-
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
-        return {'black box': np.tile(self.seconds, (len(queries), 1))}
-
-    def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
-        return 4., None
-
-
-class Random(Method):
-    """Noise: what a method that knows nothing reaches."""
-
-    def __init__(self, songs: tp.Sequence[str], seed: int = 0):
-        super().__init__('random', songs)
-        self._rng = np.random.default_rng(seed)
-
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
-        return {'black box': self._rng.normal(size=(len(queries), len(self.songs)))}
-
-    def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
-        return 0., None
 
 
 def _title(store: str, recipe: Recipe, scoring: tp.Optional[str]) -> str:
