@@ -7,7 +7,7 @@ import torch
 
 from lumina_plugin.models import load_musicgen
 from lumina_plugin.validation.queries import Query
-from lumina_plugin.validation.tracin import Checkpoint, TracIn, run_checkpoints
+from lumina_plugin.validation.tracin import Checkpoint, TracIn, _rate, run_checkpoints
 
 from .oracle import oracle
 from .tiny import build_lm
@@ -59,6 +59,14 @@ def test_scores_are_sums_of_inner_products_of_autograds_gradients():
     assert method.cost().bytes_per_song == 2 * 4 * kept and method.cost().seconds_per_song > 0
 
 
+def test_weights_before_a_training_count_nothing():
+    songs, checkpoints = build_queries(3), build_checkpoints()
+    start = Checkpoint('epoch-0000', build_lm(seed=7).state_dict(), 0.)
+    first, second = (TracIn(build_lm(), some, songs).scores(songs, masked=False)
+                     for some in (checkpoints, [start, *checkpoints]))
+    np.testing.assert_array_equal(first['P'], second['P'])
+
+
 def test_a_runs_checkpoints_come_with_their_rates(project):
     """The tiny run has 4 epochs and checkpoints after 2 and 4 of them."""
     import json
@@ -68,6 +76,7 @@ def test_a_runs_checkpoints_come_with_their_rates(project):
     rates = [epoch['train']['lr'] for epoch in json.loads((run / 'history.json').read_text())]
     assert [one.name for one in found] == ['epoch-0002', 'epoch-0004']
     assert [one.rate for one in found] == pytest.approx([sum(rates[:2]), sum(rates[2:])])
+    assert (_rate(run, 0, 0), _rate(run / 'nowhere', 0, 2)) == (0., 1.)  # before a training; without its history
     last = musicgen.lm.state_dict()
     assert all(torch.equal(found[-1].state[name], tensor) for name, tensor in last.items())
 

@@ -47,13 +47,18 @@ def run_checkpoints(run: tp.Union[str, Path], lm: torch.nn.Module) -> tp.List[Ch
         if kept:
             since = [0, *(info.epoch for info in kept)]
             rates = [_rate(Path(run), first, last) for first, last in zip(since, since[1:], strict=False)]
-            return [Checkpoint(info.name, store.load_weights(info), rate)
+            return [Checkpoint(info.name, store.load_weights(info), rate if any(rates) else 1.)
                     for info, rate in zip(kept, rates, strict=True)]
     return [Checkpoint('last', dict(lm.state_dict()))]
 
 
 def _rate(run: Path, first: int, last: int) -> float:
-    """Sum of the mean learning rates of epochs first + 1 to last, from the run's history; 1 where that has none."""
+    """Sum of the mean learning rates of epochs first + 1 to last, from the run's history; 1 where that has none.
+
+    No epoch led to the weights that a training starts from, whose rate is 0.
+    """
+    if last <= first:
+        return 0.
     path = run / 'history.json'
     epochs = json.loads(path.read_text())[first:last] if path.is_file() else []
     rates = [epoch.get('train', {}).get('lr') for epoch in epochs]
@@ -73,7 +78,8 @@ class TracIn(Indexed):
 
     def __init__(self, lm: torch.nn.Module, checkpoints: tp.Sequence[Checkpoint], songs: tp.Sequence[Query]):
         super().__init__('TracIn', [str(song.source) for song in songs])
-        self.lm, self.checkpoints, self._queries = lm, list(checkpoints), list(songs)
+        self.lm, self._queries = lm, list(songs)
+        self.checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.rate]
         self._folder = tempfile.TemporaryDirectory(prefix='lumina-tracin-')
         self._recipe = get_recipe('default', objective='cross_entropy')
         self._files: tp.Dict[tp.Tuple[str, str], np.memmap] = {}  # by checkpoint and channel, [N, R]
