@@ -123,6 +123,19 @@ def test_the_commands(suite, project, tmp_path, capsys):
     assert '| default, dot | P + M |' in printed and (tmp_path / 'lds' / 'lds.png').is_file()
 
 
+def test_peers_join_the_table(suite, peers, tmp_path, capsys):
+    from lumina_plugin.cli import main
+    run, truth, _ = suite
+    made = dataclasses.replace(truth, facts={**truth.facts, 'run': run.name})
+    made.save(tmp_path / 'truth' / 'ground_truth.safetensors')
+    main(['validate', 'lds', '--out', str(tmp_path), '--model', str(run), '--peers'])
+    printed = capsys.readouterr().out
+    for name in ('TRAK (dattri)', 'LoGra (dattri)', 'EK-FAC (kronfluence)', 'TracIn'):
+        for channel in ('P', 'M', 'P + M'):
+            assert f'| {name} | {channel} | ' in printed
+    assert '| mel statistics | black box |' in printed and 'nan' not in printed
+
+
 @pytest.mark.parametrize('argv, words', [
     (['ground-truth', '--part', '3/2'], 'K/N'), (['ground-truth', '--part', '1/2'], '--part 0/2 first'),
     (['ground-truth', '--model', 'RUN'], '--heldout'),
