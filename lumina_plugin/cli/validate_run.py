@@ -75,7 +75,8 @@ def leave_out(
     Writes leave-out.md, leave-out.json and leave-out.png. Called again it goes on where it was stopped.
     """
     from ..validation import leave_out_result as module
-    from ..validation.methods import CodeHistogram, Fingerprints, Method
+    from ..validation.black_boxes import CodeHistogram
+    from ..validation.methods import Fingerprints, Method
     from ..validation.opened import kept_scores, open_truth
     found, opened = open_truth(out, model, truth, device)
     songs = [found.queries[column] for column in found.columns('songs')]

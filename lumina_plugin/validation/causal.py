@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .black_boxes import CodeHistogram
 from .lds import Interval, interval
-from .methods import CodeHistogram, Method
+from .methods import Method
 from .opened import Continued, Opened, kept_scores
 from .queries import Query
 from .ranking import ranks_of
