@@ -344,14 +344,13 @@ class Attributor:
                 return None, f"checkpoint {checkpoint.name} of this store has no outside songs"
             nulls.append(null)
         known = {track.sha256 for track in self.store.tracks}
-        common = set.intersection(*({song.codes_hash for song in null.songs if song.sha256 not in known}
-                                    for null in nulls))
+        common = set.intersection(*({song.sha256 for song in null.songs} - known for null in nulls))
         needed = songs_needed(self.recipe.gate.rate)
         if len(common) < needed:
             return None, (f"this store's checkpoints share {len(common)} outside songs, where {needed} are needed")
         kept = []
         for null in nulls:
-            rows = {song.codes_hash: row for row, song in enumerate(null.songs)}
+            rows = {song.sha256: row for row, song in enumerate(null.songs)}
             index = [rows[name] for name in sorted(common)]
             kept.append(StoredNull([null.songs[row] for row in index],
                                    {channel: tensor[index] for channel, tensor in null.vectors.items()}, null.origin))

@@ -171,17 +171,20 @@ def _fresh(outside: Outside, store: FingerprintStore, tokenizer: Tokenizer, need
     Raises:
         LuminaError: too few are left.
     """
-    codes = {song.codes_hash: song for song in outside.songs}
+    codes, taken = {song.codes_hash: song for song in outside.songs}, set()
     for track in store.tracks:
         remembered = tokenizer.remembered(track.sha256) if track.sha256 else None
         for chunk in remembered.chunks if remembered is not None else ():
-            same = None if chunk.silent else codes.pop(_hash_of(chunk), None)
-            if same is not None:
+            digest = _hash_of(chunk)
+            same = codes.get(digest)
+            if same is not None and not chunk.silent and digest not in taken:
+                taken.add(digest)
                 logger.warning("The outside song %s cannot measure chance and is passed over: it has the codes of song "
                                "%s of the catalogue.", same.id, track.id)
-    if len(codes) < needed:
-        raise LuminaError(_too_few(outside.origin.capitalize(), len(codes), needed))
-    return Outside(list(codes.values()), outside.origin)
+    kept = [song for song in outside.songs if song.codes_hash not in taken]
+    if len(kept) < needed:
+        raise LuminaError(_too_few(outside.origin.capitalize(), len(kept), needed))
+    return Outside(kept, outside.origin)
 
 
 def _hash_of(chunk: CodeChunk) -> str:

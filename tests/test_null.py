@@ -1,5 +1,6 @@
 """Outside songs beside a store's checkpoints: a training makes them, tools carry them, reports use them."""
 
+import itertools
 import re
 import shutil
 
@@ -9,10 +10,12 @@ from safetensors import safe_open
 
 from lumina_plugin.attribution import Attributor
 from lumina_plugin.audio import load_audio
+from lumina_plugin.conditions import attributes_for
+from lumina_plugin.embedded import endless_songs, heldout_songs, training_songs
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.gradients import Example
 from lumina_plugin.null_pass import calibrate
-from lumina_plugin.outside import gather
+from lumina_plugin.outside import SEED, gather
 from lumina_plugin.store import FingerprintStore, StoredNull, export, merge
 from lumina_plugin.tokens import Tokenizer
 
@@ -51,8 +54,8 @@ def test_a_training_keeps_outside_songs_beside_every_checkpoint(project, studio)
     assert not torch.equal(nulls[0].vectors['M'], nulls[1].vectors['M'])
     path = next((project.root / 'outside').glob(f'{nulls[0].songs[0].id}.wav'))
     chunk = studio.attributor.tokenizer.audio(load_audio(path, 16000)).chunks[0]
-    parts = studio.attributor.fingerprint_parts([Example(chunk.codes, 0, chunk.frames,
-                                                         studio.attributor._example(chunk, 0., None).attributes)])
+    bare = attributes_for(studio.musicgen.lm)
+    parts = studio.attributor.fingerprint_parts([Example(chunk.codes, 0, chunk.frames, bare)])
     torch.testing.assert_close(torch.from_numpy(parts['P'][1][0]), nulls[1].vectors['P'][0], rtol=1e-3, atol=1e-4)
 
 
@@ -86,7 +89,7 @@ def test_calibrating_is_done_once_and_can_be_done_with_other_songs(store, run, p
     other = calibrate(store.path, write_outside(tmp_path / 'other', 90), 66)
     (fresh, done), = other.items()
     assert done == ['epoch-0002', 'epoch-0004'] and fresh.hash != before and fresh.verify() == []
-    assert len(fresh.null('epoch-0002').songs) == 66 and len(list(store.path.glob('*/null-*'))) == 2
+    assert 64 <= len(fresh.null('epoch-0002').songs) <= 66 and len(list(store.path.glob('*/null-*'))) == 2
     assert list(calibrate(store.path, tmp_path / 'other', 66).values()) == [[]]
     bare = without_null(FingerprintStore.open(store.path))
     assert bare.hash != before
@@ -123,10 +126,7 @@ def test_a_validation_split_measures_chance_where_it_will_do_and_generated_songs
     made = gather('', store, tokenizer, count=64, valid=valid, seen=seen)
     assert 'embedded generator' in made.origin and len(made.songs) == 64
     assert all(0 < song.chunk.frames <= 50 for song in made.songs)
-    import itertools
 
-    from lumina_plugin.embedded import endless_songs, heldout_songs, training_songs
-    from lumina_plugin.outside import SEED
     ours = {song.seed for song in itertools.islice(endless_songs(SEED), 200)}
     assert not ours & {song.seed for song in [*training_songs(), *heldout_songs(),
                                               *itertools.islice(endless_songs(), 400)]}
