@@ -28,6 +28,8 @@ def change_production(wave: npt.ArrayLike, rate: int, seed: int) -> Wave:
     """
     rng = _generator(0xA1, seed)
     given = np.asarray(wave, dtype=np.float64)
+    if not given.any():
+        return given.copy()
     changed = resynthesise(given, rate, rng) if rng.random() < ANEW else given
     return like(colour(changed, rate, rng), given)
 
@@ -40,6 +42,8 @@ def change_composition(wave: npt.ArrayLike, rate: int, seed: int) -> Wave:
     """
     rng = _generator(0xA2, seed)
     changed = given = np.asarray(wave, dtype=np.float64)
+    if not given.any():
+        return given.copy()
     which = int(rng.integers(6))  # the first three alone, otherwise all
     if which not in (1, 2):
         changed = transpose(changed, rate, float(rng.choice([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5])))

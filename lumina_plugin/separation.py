@@ -87,7 +87,7 @@ class Separation(Projection):
         if rows.shape[-1] != len(self.mean):
             raise LuminaError(f"This separation takes {len(self.mean)} numbers, but a row has {rows.shape[-1]}; fit it "
                               "again on what it is to be used on.")
-        return nn.functional.pad((rows - self.mean) @ self.map, (0, self.dim - self.map.shape[1]))
+        return nn.functional.pad((rows.to(self.map) - self.mean) @ self.map, (0, self.dim - self.map.shape[1]))
 
     def tensors(self) -> Tensors:
         return {'mean': self.mean, 'map': self.map}

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from ..errors import LuminaError
-from . import validate_run, validate_soak  # noqa: F401 (register their commands)
+from . import validate_channels, validate_run, validate_soak  # noqa: F401 (register their commands)
 from .store import store_app
 from .validate import validate_app
 
