@@ -2,6 +2,7 @@
 
 Three sources: a user's own songs, changed (`augmentations`); crossed songs of the package (`embedded.crossed`), which
 are also what channels are measured on; and excerpts of the user's songs. Codes are remembered on disk.
+`fit_separations` makes them into projections, with which a `Fingerprinter` gives separated fingerprints.
 """
 
 import hashlib
@@ -21,7 +22,11 @@ from .catalogue import Track
 from .conditions import attributes_for
 from .embedded.crossed import CrossedSong
 from .errors import LuminaError
+from .fingerprint import Fingerprinter, Projections, Song
 from .gradients import Example
+from .prepared import progress_bar
+from .projection import BlockReducers, ChannelProjection
+from .separation import KEEPS, RANK, Separation
 from .tokens import Tokenizer
 
 _VERSION = 1  # of what is done to songs: remembered codes of another are made again
@@ -112,3 +117,40 @@ class Maker:
         if not examples:
             raise LuminaError("None of these songs has any sound; name a catalogue with music.")
         return Recordings(examples, np.repeat(np.arange(len(found)), [len(one['frames']) for one in found]))
+
+
+def joined_rows(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, BlockReducers], examples: tp.Sequence[Example],
+                label: str = 'gradients') -> tp.Dict[str, torch.Tensor]:
+    """Joined gradients [n, R] of examples, by channel, in the processor's memory."""
+    alone = [Song(str(number), [example]) for number, example in enumerate(examples)]
+    found: tp.Dict[str, tp.List[torch.Tensor]] = {channel: [] for channel in reducers}
+    bar = tp.cast(tp.Any, progress_bar(alone, label, len(alone)))
+    for window in fingerprinter.windows(alone, reducers):
+        for channel, rows in window.rows.items():
+            found[channel].append(rows.cpu())
+        bar.update(len(window.songs))
+    bar.close()
+    return {channel: torch.cat(parts) for channel, parts in found.items()}
+
+
+def fit_separations(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, BlockReducers],
+                    changed: tp.Mapping[str, Recordings]) -> Projections:
+    """Projections of the channels P and M that give separated fingerprints, of the width that the recipe asks for.
+
+    Args:
+        fingerprinter (Fingerprinter): Of one checkpoint. reducers (mapping): By channel, as `fit_reducers` gives them.
+        changed (mapping): By what is kept, songs and their changes (`Maker.changed`).
+    Raises:
+        LuminaError: for a channel that is neither P nor M.
+    """
+    projections: Projections = {}
+    for channel, reducer in reducers.items():
+        if channel not in KEEPS:
+            raise LuminaError(f"It is not known what channel {channel} is to find; separate {' and '.join(KEEPS)}.")
+        examples, songs = changed[KEEPS[channel]]
+        rows = joined_rows(fingerprinter, {channel: reducer}, examples, f'what {channel} is to find')[channel]
+        dim = fingerprinter.recipe.projection.dim
+        separated = Separation.fit(rows, songs, min(RANK, dim), dim=dim)
+        projections[channel] = ChannelProjection(reducer, Separation(
+            separated.mean.to(fingerprinter.device), separated.map.to(fingerprinter.device), dim))
+    return projections

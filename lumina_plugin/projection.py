@@ -329,6 +329,9 @@ class ChannelProjection:
             projection = FittedProjection(tensors['projection.mean'], tensors['projection.basis'],
                                           int(facts['dim']), int(facts['seed']), int(facts['songs']),
                                           facts.get('residual', 'signs') == 'signs')
+        elif facts['kind'] == 'separated':
+            from .separation import Separation
+            projection = Separation(tensors['projection.mean'], tensors['projection.map'], int(facts['dim']))
         else:
             projection = RandomProjection(int(facts['in_dim']), int(facts['dim']), int(facts['seed']))
         return cls(reducers, projection)

@@ -1,5 +1,6 @@
 """`lumina validate channels` on a real run."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,12 +9,22 @@ import torch
 
 from lumina_plugin.catalogue_pass import run_songs
 from lumina_plugin.cli import main
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.fingerprint import Fingerprinter, Song
 from lumina_plugin.models import load_musicgen, run_stores
-from lumina_plugin.pairs import Maker
-from lumina_plugin.separation import load, separation_file
+from lumina_plugin.pairs import Maker, fit_separations, joined_rows
+from lumina_plugin.projection import ChannelProjection
+from lumina_plugin.recipe import recipe_from_dict
+from lumina_plugin.scoring import compute_scores
+from lumina_plugin.separation import KEEPS, Separation, load, separation_file
 from lumina_plugin.store import FingerprintStore
 from lumina_plugin.tokens import Tokenizer
-from lumina_plugin.validation.channels import BEST, STANDING
+from lumina_plugin.validation.channel_table import BEST, STANDING
+from lumina_plugin.validation.channels import FAMILIES, Sizes, measure
+from lumina_plugin.validation.ground_truth import make_ground_truth
+from lumina_plugin.validation.lds import half_losses, lds
+from lumina_plugin.validation.methods import Fingerprints
+from lumina_plugin.validation.plan import plan_models
 
 SMALL = ['--songs', '4', '--changes', '2', '--compositions', '3', '--productions', '2']
 
@@ -57,6 +68,40 @@ def test_separations_are_kept_beside_the_store(measured, project):
     assert FingerprintStore.open(store.path).verify() == []  # what lies beside a store does not disturb it
 
 
+def test_what_a_separation_costs_is_told_by_a_ground_truth(project, measured, tmp_path_factory):
+    run = project.folder()
+    songs = run_songs(run)
+    sounding = type(songs)([track for track in songs if track.id != 'silence'], songs.source)
+    made = make_ground_truth(run, project.manifest, tmp_path_factory.mktemp('truth'), each=2, seconds=1.,
+                             plan=plan_models(sounding, halves=3, seeds=1, whole=0, groups=0))
+    truth = dataclasses.replace(made, songs=[track.id for track in sounding])
+    table = measure(run, measured, sizes=Sizes(3, 1, 2, 2), truth=truth)
+    expected = Fingerprints(load_musicgen(run), run_stores(run)[0], truth.songs)
+    titles = dict(FAMILIES)
+    for row in table.rows:
+        assert set(row.lds) == set(titles.values()) and all(-1 <= one.mean <= 1 for one in row.lds.values())
+    standing = {row.channel: row for row in table.rows if row.way == STANDING}
+    fingerprints = last_checkpoint_scores(expected, [truth.queries[column] for column in truth.columns('free')])
+    halves = half_losses(truth, truth.columns('free'), False)
+    for channel, row in standing.items():
+        assert row.lds[titles['free']].mean == pytest.approx(lds(fingerprints[channel], halves).mean(), abs=1e-6)
+    with pytest.raises(LuminaError, match='is of run other'):
+        measure(run, measured, truth=dataclasses.replace(truth, facts={**truth.facts, 'run': 'other'}))
+
+
+def last_checkpoint_scores(method, queries):
+    """Cosines [Q, N] with the songs that a store holds at its last checkpoint, in the method's order, by channel."""
+    store, attributor = method.attributor.store, method.attributor
+    found = {}
+    parts = attributor.fingerprint_parts([query.example(attributor.lm, True) for query in queries])
+    for channel in store.channels:
+        songs = store.vectors(store.checkpoints[-1].name, channel)
+        ids, rows = songs
+        place = [list(ids).index(song) for song in method.songs]
+        found[channel] = compute_scores('cosine', parts[channel][-1], rows[place])
+    return found
+
+
 def test_codes_of_a_song_as_it_is_are_those_of_the_tokenizer(project, tmp_path):
     musicgen = load_musicgen(project.folder())
     tokenizer = Tokenizer(musicgen.compression_model, 'hash', 1.)
@@ -70,6 +115,31 @@ def test_codes_of_a_song_as_it_is_are_those_of_the_tokenizer(project, tmp_path):
     again = Maker(tokenizer, musicgen.lm, tmp_path).changed([track], 'composition', 2)
     assert all(torch.equal(one.codes, other.codes) for one, other in zip(made.examples, again.examples, strict=True))
     np.testing.assert_array_equal(made.songs, again.songs)
+
+
+def test_separated_fingerprints_are_those_of_their_projection(project, tmp_path):
+    run = project.folder()
+    musicgen, store = load_musicgen(run), FingerprintStore.open(run_stores(run)[0])
+    recipe = recipe_from_dict(store.identity.recipe)
+    maker = Maker(Tokenizer(musicgen.compression_model, 'hash', 1.), musicgen.lm, tmp_path)
+    tracks = [track for track in run_songs(run) if track.id != 'silence'][:3]
+    changed = {kept: maker.changed(tracks, kept, 2) for kept in KEEPS.values()}
+    fingerprinter = Fingerprinter(musicgen.lm, recipe)
+    songs = [Song(track.id, [changed['composition'].examples[3 * number]]) for number, track in enumerate(tracks)]
+    reducers = fingerprinter.fit_reducers(songs)
+    fingerprinter.projections = fit_separations(fingerprinter, reducers, changed)
+    found = list(fingerprinter.fingerprints(songs))
+    rows = joined_rows(fingerprinter, reducers, changed['composition'].examples)['P']
+    expected = Separation.fit(rows, changed['composition'].songs)(rows)[::3]  # each song as it is
+    for one, row in zip(found, expected, strict=True):
+        assert one.vectors['P'].shape == (recipe.projection.dim,)
+        torch.testing.assert_close(one.vectors['P'][:len(row)], row, atol=1e-4, rtol=1e-3)
+    for channel, made in fingerprinter.projections.items():
+        blocks = fingerprinter.channels[channel]
+        loaded = ChannelProjection.load(blocks, made.tensors(), made.facts(), recipe.block_norm).projection
+        assert torch.equal(loaded.map, made.projection.map) and loaded.dim == recipe.projection.dim
+    with pytest.raises(LuminaError, match='channel X'):
+        fit_separations(fingerprinter, {'X': reducers['P']}, changed)
 
 
 @pytest.mark.parametrize('argv, words', [(['--model', 'facebook/musicgen-small'], 'no dora run'),

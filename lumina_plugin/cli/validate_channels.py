@@ -25,19 +25,24 @@ def channels(
 ) -> None:
     """Does channel P find compositions, and M productions? On crossed songs that nothing was fitted on.
 
-    Writes channels.md, channels.json and channels.png.
+    Where there is a ground truth of the run, also what a separation costs. Writes channels.md, channels.json and
+    channels.png.
     """
     from ..errors import LuminaError
     from ..validation.channels import Sizes, measure
-    from ..validation.ground_truth import QUERIES
+    from ..validation.ground_truth import FILE, QUERIES
     from ..validation.truth import GroundTruth
+    known = out / 'truth'
+    truth = GroundTruth.load(known / FILE) if (known / FILE).is_file() else None
     if model is None:
-        known = out / 'truth' / QUERIES
-        if not known.is_file():
+        if not (known / QUERIES).is_file():
             raise LuminaError(f"There is no standard run below {out}; make it with `lumina validate ground-truth`, or "
                               "name a run by --model.")
-        model = str(out / 'xps' / GroundTruth.load(known).facts['run'])
-    table = measure(model, out / 'channels', store, Sizes(songs, changes, compositions, productions), every, keep)
+        model = str(out / 'xps' / GroundTruth.load(known / QUERIES).facts['run'])
+    if truth is not None and truth.facts['run'] != Path(model).name:
+        truth = None  # of another run
+    sizes = Sizes(songs, changes, compositions, productions)
+    table = measure(model, out / 'channels', store, sizes, every, keep, truth)
     table.save(out / 'channels')
     print(table.markdown())
     print(f"Written: {out / 'channels'}/channels.md, channels.json, channels.png")
