@@ -143,13 +143,14 @@ def fit_separations(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, Bloc
     Raises:
         LuminaError: for a channel that is neither P nor M.
     """
+    strange = [channel for channel in reducers if channel not in KEEPS]
+    if strange:
+        raise LuminaError(f"It is not known what channel {strange[0]} is to find; separate {' and '.join(KEEPS)}.")
     projections: Projections = {}
+    dim = fingerprinter.recipe.projection.dim
     for channel, reducer in reducers.items():
-        if channel not in KEEPS:
-            raise LuminaError(f"It is not known what channel {channel} is to find; separate {' and '.join(KEEPS)}.")
         examples, songs = changed[KEEPS[channel]]
-        rows = joined_rows(fingerprinter, {channel: reducer}, examples, f'what {channel} is to find')[channel]
-        dim = fingerprinter.recipe.projection.dim
+        rows = joined_rows(fingerprinter, reducers, examples, f'what {channel} is to find')[channel]
         separated = Separation.fit(rows, songs, min(RANK, dim), dim=dim)
         projections[channel] = ChannelProjection(reducer, Separation(
             separated.mean.to(fingerprinter.device), separated.map.to(fingerprinter.device), dim))

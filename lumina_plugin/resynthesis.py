@@ -125,7 +125,7 @@ def _hits(onsets: Wave, rate: int, hop: int, length: int, rng: np.random.Generat
             burst = .3 * burst + np.sin(2 * np.pi * (centre * time + 1.5 * (1 - np.exp(-time / .02))))
         burst *= np.exp(-5 * np.arange(size) / size)
         for frame in np.flatnonzero(strengths):
-            start = min(frame * hop, length)
+            start = min(int(frame) * hop, length)
             end = min(length, start + size)
             out[start:end] += strengths[frame] * burst[:end - start]
     return out

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lumina_plugin.attribution import Attributor
 from lumina_plugin.catalogue_pass import run_songs
 from lumina_plugin.cli import main
 from lumina_plugin.errors import LuminaError
@@ -23,7 +24,6 @@ from lumina_plugin.validation.channel_table import BEST, STANDING
 from lumina_plugin.validation.channels import FAMILIES, Sizes, measure
 from lumina_plugin.validation.ground_truth import make_ground_truth
 from lumina_plugin.validation.lds import half_losses, lds
-from lumina_plugin.validation.methods import Fingerprints
 from lumina_plugin.validation.plan import plan_models
 
 SMALL = ['--songs', '4', '--changes', '2', '--compositions', '3', '--productions', '2']
@@ -76,30 +76,22 @@ def test_what_a_separation_costs_is_told_by_a_ground_truth(project, measured, tm
                              plan=plan_models(sounding, halves=3, seeds=1, whole=0, groups=0))
     truth = dataclasses.replace(made, songs=[track.id for track in sounding])
     table = measure(run, measured, sizes=Sizes(3, 1, 2, 2), truth=truth)
-    expected = Fingerprints(load_musicgen(run), run_stores(run)[0], truth.songs)
     titles = dict(FAMILIES)
     for row in table.rows:
         assert set(row.lds) == set(titles.values()) and all(-1 <= one.mean <= 1 for one in row.lds.values())
     standing = {row.channel: row for row in table.rows if row.way == STANDING}
-    fingerprints = last_checkpoint_scores(expected, [truth.queries[column] for column in truth.columns('free')])
+    musicgen = load_musicgen(run)
+    attributor = Attributor(musicgen.lm, musicgen.compression_model, run_stores(run)[0])
+    place = {truth.queries[column].source: column for column in truth.columns('songs')}
+    examples = [query.example(musicgen.lm, True) for query in truth.queries]
+    free, songs = (attributor.fingerprint_parts([examples[column] for column in columns])
+                   for columns in (truth.columns('free'), [place[song] for song in truth.songs]))
     halves = half_losses(truth, truth.columns('free'), False)
     for channel, row in standing.items():
-        assert row.lds[titles['free']].mean == pytest.approx(lds(fingerprints[channel], halves).mean(), abs=1e-6)
+        expected = lds(compute_scores('cosine', free[channel][-1], songs[channel][-1]), halves)
+        assert row.lds[titles['free']].mean == pytest.approx(expected.mean(), abs=1e-6)
     with pytest.raises(LuminaError, match='is of run other'):
         measure(run, measured, truth=dataclasses.replace(truth, facts={**truth.facts, 'run': 'other'}))
-
-
-def last_checkpoint_scores(method, queries):
-    """Cosines [Q, N] with the songs that a store holds at its last checkpoint, in the method's order, by channel."""
-    store, attributor = method.attributor.store, method.attributor
-    found = {}
-    parts = attributor.fingerprint_parts([query.example(attributor.lm, True) for query in queries])
-    for channel in store.channels:
-        songs = store.vectors(store.checkpoints[-1].name, channel)
-        ids, rows = songs
-        place = [list(ids).index(song) for song in method.songs]
-        found[channel] = compute_scores('cosine', parts[channel][-1], rows[place])
-    return found
 
 
 def test_codes_of_a_song_as_it_is_are_those_of_the_tokenizer(project, tmp_path):

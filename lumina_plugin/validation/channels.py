@@ -114,6 +114,7 @@ def measure(run: tp.Union[str, Path], folder: tp.Union[str, Path], store: tp.Opt
         'measured on': f'{sizes.compositions} compositions in {sizes.productions} productions',
         OWN: f"{len(set(songs.excerpts.songs.tolist()))} songs, each changed {sizes.changes} times per channel",
         RENDERED: f'{FIT[0]} other compositions in {FIT[1]} other productions',
+        'numbers kept on each side of a weight': opened.identity.recipe['projection'].get('block_width') or 'all',
         'rank': separation.RANK, 'shrinkage': separation.SHRINKAGE, 'machine': f'{os.cpu_count()} CPU cores'})
 
 
