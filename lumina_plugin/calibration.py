@@ -106,7 +106,8 @@ class Null:
             place = np.maximum(np.searchsorted(self._rest, values, side='right') - 1, 0) * self._step
             place = np.where(values < self._rest[0], 0, place)
             above = np.where(values > self._tail[0], above, self.pool - place)
-        return (1. + above) / (1. + self.pool)
+        found: FloatArray = (1. + above) / (1. + self.pool)
+        return found
 
 
 def q_values(p: npt.ArrayLike) -> FloatArray:

@@ -45,7 +45,8 @@ class Parts:
         return len(self.vectors[0]), len(self.vectors)
 
 
-class Intervals(tp.NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Intervals:
     """Shares' lower and upper ends `[K]`, of the songs `index`."""
     index: npt.NDArray[np.int64]
     low: FloatArray

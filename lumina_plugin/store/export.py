@@ -50,7 +50,10 @@ def _null(store: FingerprintStore, out: Path, record: CheckpointInfo) -> tp.List
     if record.null is None or store.null(record) is None:
         return []
     source, path = store.path / record.null.file, out / f"{record.name}.null.safetensors"
-    files.write(path, lambda temp: shutil.copyfile(source, temp) and None)
+
+    def copy(temp: Path) -> None:
+        shutil.copyfile(source, temp)
+    files.write(path, copy)
     return [path]
 
 

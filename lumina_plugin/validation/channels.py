@@ -186,7 +186,7 @@ def _row(way: str, channel: str, scores: _Scores, songs: _Songs, halves: tp.Mapp
     found = retrieval(scores.crossed, labels['composition'], labels['production']).figures(KEEPS[channel])
     of = np.unique(songs.changed[KEEPS[channel]].songs)  # numbers of the songs that excerpts are compared with
     itself = of[scores.excerpts.argmax(1)] == songs.excerpts.songs
-    ends = np.cumsum([half.losses.shape[1] for half in halves.values()])[:-1] if halves else []
+    ends = np.cumsum([half.losses.shape[1] for half in halves.values()], dtype=np.int64)[:-1]
     foretold = {title: interval(lds(part, half)) for (title, half), part
                 in zip(halves.items(), np.split(scores.queries, ends), strict=False)}
     return Row(way, channel, found, float(itself.mean()), foretold)

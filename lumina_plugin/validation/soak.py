@@ -205,7 +205,7 @@ def _picture(found: Soak) -> bytes:
         settled = [size for cycle, size in readings if cycle >= readings[0][0] + WARM_UP][:SAMPLES]
         if settled:
             axis.hlines(float(np.median(settled)) * (1 + GROWTH) / 2 ** 20, readings[0][0], cycles[-1],
-                        color='#b3541e', linestyle='--', label='limit' if not index else None)
+                        color='#b3541e', linestyle='--', label='' if index else 'limit')
     axis.set_xlabel('cycles')
     axis.set_ylabel('MiB')
     axis.set_ylim(bottom=0)
