@@ -140,9 +140,15 @@ class Attributor:
         """Ids of the N songs that queries are compared with, in the order of `scores`."""
         return next(iter(self._channels.values())).ids
 
-    def scores(self, examples: tp.Sequence[Example]) -> tp.Dict[str, np.ndarray]:
-        """Scores [N] of one query, given as examples, against every song, by channel; no statistics, no report."""
-        whole, _ = self._fingerprints(list(examples), [0] * len(examples))
+    def scores(self, examples: tp.Sequence[Example], prompt_frames: int = 0) -> tp.Dict[str, np.ndarray]:
+        """Scores [N] of one query, given as examples, against every song, by channel; no statistics, no report.
+
+        Args:
+            prompt_frames (int): So many frames of each example were given, and are counted as the recipe says.
+        """
+        whole = self._apart([(example, prompt_frames) for example in examples])
+        if whole is None:
+            whole, _ = self._fingerprints(list(examples), [0] * len(examples))
         return {channel: self._scores(loaded, [vector[None] for vector in whole[channel]])[1][0]
                 for channel, loaded in self._channels.items()}
 
@@ -156,13 +162,15 @@ class Attributor:
                 timings: tp.Dict[str, float]) -> schema.AttributionReport:
         """Score chunks that one or several encodings stand for; the first says how the query is cut."""
         seconds = facts.prompt_seconds
-        channels, timings = self._compare(phases, attributes, seconds if self.recipe.mask_prompt else 0., timings)
+        def read(masked: bool) -> tp.Tuple[tp.Dict[str, schema.ChannelReport], tp.Dict[str, float]]:
+            return self._compare(phases, attributes, seconds if masked else 0., timings, 0. if masked else seconds)
+        channels, timings = read(self.recipe.mask_prompt)
         warnings, other = self.warnings(), None
         if not channels and seconds:  # a generation that has been made is not lost over this
             warnings.insert(0, f"The prompt of {seconds:g} s covers all of the clip, so that its frames are counted.")
-            channels, timings = self._compare(phases, attributes, 0., timings)
+            channels, timings = read(False)
         elif seconds:  # what the prompt changes is for the reader to see, whichever way the recipe reads it
-            reading, timings = self._compare(phases, attributes, 0. if self.recipe.mask_prompt else seconds, timings)
+            reading, timings = read(not self.recipe.mask_prompt)
             if reading:
                 bare = {name: channel.model_copy(update={'segments': []}) for name, channel in reading.items()}
                 other = schema.OtherReading(prompt_counted=self.recipe.mask_prompt, channels=bare)
@@ -171,9 +179,10 @@ class Attributor:
             timings=timings, warnings=warnings, **self._provenance())
 
     def _compare(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, masked: float,
-                 timings: tp.Dict[str, float]
+                 timings: tp.Dict[str, float], prompt: float = 0.
                  ) -> tp.Tuple[tp.Dict[str, schema.ChannelReport], tp.Dict[str, float]]:
-        """Every channel's report, with the first `masked` seconds left out; none where nothing is left.
+        """Every channel's report, with the first `masked` seconds left out, or the first `prompt` seconds counted as a
+        prompt's; none where nothing is left.
 
         The seconds that it takes are added to `timings`.
         """
@@ -181,11 +190,14 @@ class Attributor:
         heard = [index for index, (_, example) in enumerate(chunks) if example is not None]
         if not heard:
             return {}, timings
-        again = [(part, self._example(phase.chunks[index], masked, attributes)) for phase in phases
-                 for part, index in enumerate(heard) if index < len(phase.chunks)]
-        encoded = [(part, example) for part, example in again if example is not None]
+        again = [(part, phase.chunks[index]) for phase in phases for part, index in enumerate(heard)
+                 if index < len(phase.chunks)]
+        encoded = [(part, chunk, example) for part, chunk in again
+                   if (example := self._example(chunk, masked, attributes)) is not None]
         begun = time.perf_counter()
-        whole, parts = self._fingerprints([example for _, example in encoded], [part for part, _ in encoded])
+        whole, parts = self._fingerprints([example for _, _, example in encoded], [part for part, _, _ in encoded])
+        whole = self._apart([(example, round((prompt - chunk.start) * self.tokenizer.frame_rate))
+                             for _, chunk, example in encoded]) or whole
         fingerprinted = time.perf_counter()
         frames = [example.weight for _, example in (chunks[index] for index in heard) if example is not None]
         seed = int(codes_hash(phases[0].codes)[:16], 16)
@@ -224,6 +236,24 @@ class Attributor:
                 whole[channel].append(vectors[channel].numpy())
                 parts[channel].append(rows[channel].numpy())
         return whole, parts
+
+    def _apart(self, examples: tp.Sequence[tp.Tuple[Example, int]]
+               ) -> tp.Optional[tp.Dict[str, tp.List[np.ndarray]]]:
+        """Per channel and checkpoint, the fingerprint [D] of a query whose prompt counts as much as what follows it:
+        the mean of the two's own. None where the recipe does not ask for it, or there is only one of them.
+
+        Args:
+            examples: each with the frame before which it was given.
+        """
+        if not self.recipe.prompt_apart:
+            return None
+        given = [(example, min(max(frame, example.start), example.stop)) for example, frame in examples]
+        before = [dataclasses.replace(example, stop=frame) for example, frame in given if frame > example.start]
+        after = [dataclasses.replace(example, start=frame) for example, frame in given if frame < example.stop]
+        if not before or not after:
+            return None
+        _, rows = self._fingerprints([*before, *after], [0] * len(before) + [1] * len(after))
+        return {channel: [two.mean(axis=0) for two in by_checkpoint] for channel, by_checkpoint in rows.items()}
 
     def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray]) -> tp.Tuple[np.ndarray, np.ndarray]:
         """Mean cosine and mean score over the checkpoints, [Q, N] each, of queries [Q, D] per checkpoint."""

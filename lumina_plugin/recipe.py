@@ -145,6 +145,9 @@ class Recipe(_Section):
     query_phases: int = pydantic.Field(
         1, ge=1, le=16, description="The same for a recording that is attributed.")
     mask_prompt: bool = pydantic.Field(True, description="Leave the frames of a prompt out of a continuation's query.")
+    prompt_apart: bool = pydantic.Field(
+        False, description="Where a prompt is counted: fingerprint it apart from what follows, so that each counts as "
+                           "much as the other, however long it is.")
 
     @pydantic.model_validator(mode='after')
     def _channels_named(self) -> 'Recipe':
@@ -154,6 +157,14 @@ class Recipe(_Section):
             if isinstance(found, dict) and not set(self.channels) <= set(found):
                 raise ValueError(f"{key}: name one for each of the channels {', '.join(self.channels)}, or one for all")
         return self
+
+    @pydantic.model_serializer(mode='wrap')
+    def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
+        """Leave `prompt_apart` out where it is off: recipes that do without it keep their hash."""
+        keys = dump(self)
+        if not self.prompt_apart:
+            del keys['prompt_apart']
+        return keys
 
     def objective_of(self, channel: str) -> ObjectiveName:
         """The objective of one channel."""
@@ -180,6 +191,7 @@ class Recipe(_Section):
     def describe(self) -> tp.Dict[str, tp.Any]:
         """All keys, flat with dots, e.g. `{'projection.dim': 512, ...}`."""
         keys = self.model_dump(mode='json')
+        keys['prompt_apart'] = self.prompt_apart
         keys['projection']['block_factors'] = self.projection.factor_kind  # also where it follows from `kind`
         keys['gate'].update(kind=self.gate.decides, rate=self.gate.rate)
         return dict(_flatten(keys))
@@ -209,7 +221,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     # smooths, on a projection fitted to the songs.
     'default': dict(
         name='default', objective={'P': 'margin', 'M': 'cross_entropy'}, block_norm=True, checkpoints='all',
-        mask_prompt=True, query_phases=4,
+        mask_prompt=True, prompt_apart=True, query_phases=4,
         projection=dict(kind='fitted', dim=512, block_width={'P': 64, 'M': 256}, center=False, residual_dim=None),
         scoring=dict(method='kernel', ridge=0.3), gate=dict(kind='calibrated', noise_floor='measured')),
 }

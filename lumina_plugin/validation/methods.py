@@ -121,7 +121,8 @@ class Fingerprints(Method):
         self._order = [place[song] for song in songs]
 
     def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
-        rows = [self.attributor.scores([query.example(self.lm, masked)]) for query in queries]
+        rows = [self.attributor.scores([query.example(self.lm, masked)], 0 if masked else query.prompt_frames)
+                for query in queries]
         return {channel: np.stack([row[channel][self._order] for row in rows]) for channel in rows[0]}
 
     def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
