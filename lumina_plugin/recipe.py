@@ -28,7 +28,7 @@ class ProjectionConfig(_Section):
     seed: int = pydantic.Field(0, ge=0, description="Seed of everything random.")
     block_width: tp.Union[None, Width, tp.Dict[str, Width]] = pydantic.Field(
         None, description="Keep at most this many numbers on each side of a weight's gradient: one for all channels, "
-                          "or one for each, as {P: 64, M: 256}; null keeps all.")
+                          "or one for each, as {P: 64, M: 256} (their least for those not named); null keeps all.")
     block_factors: tp.Optional[tp.Literal['random', 'fitted']] = pydantic.Field(
         None, description="What a side wider than block_width is multiplied with. random: seeded orthonormal columns, "
                           "no pass over the songs. fitted: leading directions of the second moments of the weight's "
@@ -55,8 +55,9 @@ class ProjectionConfig(_Section):
         return self
 
     def width_of(self, channel: str) -> tp.Optional[int]:
-        """`block_width` of one channel."""
-        return self.block_width.get(channel) if isinstance(self.block_width, dict) else self.block_width
+        """`block_width` of one channel; the least of the others', where those are named but not this one."""
+        widths = self.block_width
+        return widths.get(channel, min(widths.values(), default=None)) if isinstance(widths, dict) else widths
 
     @property
     def keeps_lengths(self) -> bool:
@@ -127,7 +128,7 @@ class Recipe(_Section):
     name: str = pydantic.Field('default', description="Printed in reports.")
     objective: tp.Union[ObjectiveName, tp.Dict[str, ObjectiveName]] = pydantic.Field(
         'margin', description="The scalar whose gradient is the fingerprint: one for all channels, or one for each, as "
-                              "{P: margin, M: cross_entropy}.")
+                              "{P: margin, M: cross_entropy} (margin for those not named).")
     chunk_seconds: float = pydantic.Field(10.0, gt=0, le=30, description="Songs and queries are cut into chunks.")
     silence_db: float = pydantic.Field(
         -60.0, le=0, description="A chunk that never rises above this level (dBFS) is recorded as silent.")
@@ -153,9 +154,6 @@ class Recipe(_Section):
     def _channels_named(self) -> 'Recipe':
         if not self.channels or any(not groups for groups in self.channels.values()):
             raise ValueError("channels: name at least one channel and one layer group for each")
-        for key, found in (('objective', self.objective), ('projection.block_width', self.projection.block_width)):
-            if isinstance(found, dict) and not set(self.channels) <= set(found):
-                raise ValueError(f"{key}: name one for each of the channels {', '.join(self.channels)}, or one for all")
         return self
 
     @pydantic.model_serializer(mode='wrap')
@@ -167,8 +165,8 @@ class Recipe(_Section):
         return keys
 
     def objective_of(self, channel: str) -> ObjectiveName:
-        """The objective of one channel."""
-        return self.objective[channel] if isinstance(self.objective, dict) else self.objective
+        """The objective of one channel; margin, where others are named but not this one."""
+        return self.objective.get(channel, 'margin') if isinstance(self.objective, dict) else self.objective
 
     @property
     def fingerprint_keys(self) -> tp.Dict[str, tp.Any]:

@@ -38,7 +38,7 @@ def test_masked_frames_give_no_gradient():
     """What a prompt's codes should have been is not asked; as context they stay."""
     lm = build_lm()
     example = build_songs(lm, 1)[0].examples[0]
-    fingerprinter = Fingerprinter(lm, get_recipe('default', channels={'M': ['output_linears']}))
+    fingerprinter = Fingerprinter(lm, get_recipe('default', objective='margin', channels={'M': ['output_linears']}))
     masked = Example(example.codes, 10, example.stop, example.attributes)
     captured = fingerprinter.gradients([masked], {name: full_gradient for name in fingerprinter.blocks})
     expected = oracle(lm, masked, 'margin')
