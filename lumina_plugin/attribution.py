@@ -21,6 +21,7 @@ from .hashing import codes_hash, model_config_hash, state_hash
 from .intervals import Parts, share_intervals
 from .projection import ChannelProjection
 from .recipe import Recipe, recipe_from_dict
+from .reliability import Diagnosis, diagnose_store
 from .report import schema
 from .scoring import (
     Scorer,
@@ -70,6 +71,7 @@ class _Channel:
     noise_floor: float
     how: str
     null: tp.Optional[Null] = None
+    diagnosis: tp.Optional[Diagnosis] = None
 
 
 class Attributor:
@@ -215,7 +217,7 @@ class Attributor:
             tracks = [self.store.track(track_id) for track_id in loaded.ids]
             channels[channel] = schema.ChannelReport.from_statistics(
                 values, tracks, self.recipe.scoring.method, loaded.how, segments, intervals, drawn.counts,
-                '' if self._outside is None else self._outside[0].origin)
+                '' if self._outside is None else self._outside[0].origin, loaded.diagnosis)
         spent = {'fingerprint': fingerprinted - begun, 'score': time.perf_counter() - fingerprinted}
         return channels, {**timings, **{stage: timings.get(stage, 0.) + took for stage, took in spent.items()}}
 
@@ -386,15 +388,16 @@ class Attributor:
                                    {channel: tensor[index] for channel, tensor in null.vectors.items()}, null.origin))
         return kept, ''
 
-    def _load_null(self, channel: str, scorers: tp.Sequence[tp.Mapping[str, Scorer]]) -> tp.Optional[Null]:
+    def _load_null(self, channel: str, scorers: tp.Sequence[tp.Mapping[str, Scorer]], ids: tp.Sequence[str]
+                   ) -> tp.Tuple[tp.Optional[Null], tp.Optional[Diagnosis]]:
         """What the outside songs score against a channel's songs, by the recipe's score over the checkpoints."""
         if self._outside is None:
-            return None
+            return None, None
         total: tp.Any = 0.
         for each, null in zip(scorers, self._outside, strict=True):  # one after the other: each is [n, N]
             total = total + score_together([each[self.recipe.scoring.method]], null.vectors[channel].numpy())[0]
         total /= len(scorers)
-        return Null(total)
+        return Null(total), diagnose_store(total, ids)
 
     def _load_channel(self, channel: str) -> _Channel:
         """Songs are left in the store's mapped files; only what the scores keep of them is in memory."""
@@ -407,10 +410,10 @@ class Attributor:
         names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
         unit = not self.recipe.projection.keeps_lengths
         scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge, unit=unit) for songs in matrices]
-        null = self._load_null(channel, scorers)
+        null = self._load_null(channel, scorers, ids)
         if self.recipe.gate.noise_floor == 'theory':
-            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)', null)
-        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured', null)
+            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)', *null)
+        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured', *null)
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""

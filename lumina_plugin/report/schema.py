@@ -17,6 +17,7 @@ from pydantic import Field
 from ..atomic import write_atomic
 from ..errors import LuminaError
 from ..intervals import LEVEL, RESAMPLES, Intervals
+from ..reliability import FIGURES, Diagnosis, doubts
 from ..statistics import ChannelStatistics
 
 # 1.1 added noise_mean and other_reading, 1.2 what the calibrated gate says and intervals on shares; all optional
@@ -94,6 +95,16 @@ class GateSettings(_Part):
     z_threshold: Seconds = Field(description="z at which the gate opens.")
 
 
+class Reliability(_Part):
+    """Whether the store's scores tell music apart, by songs from outside the catalogue (see `reliability`)."""
+    ranking_correlation: Fraction = Field(description="Mean absolute rank correlation between two songs' scores.")
+    rank_one_energy: Fraction = Field(description="What a single pattern explains of all scores.")
+    effective_rank: tp.Annotated[float, Field(ge=0)] = Field(description="How many patterns there are.")
+    concentration: Fraction = Field(description="Mean largest share, gates aside.")
+    hub_skewness: float = Field(description="Skewness of how often songs are among the five closest.")
+    doubts: tp.List[str] = Field(description="Which of them lie beyond what the validation suite's stores allow.")
+
+
 class Calibration(_Part):
     """The calibrated gate: what songs outside of the catalogue score, and who passes in view of that."""
     decides: bool = Field(description="Whether it says who is paid; else the printed gate does.")
@@ -102,6 +113,7 @@ class Calibration(_Part):
     outside_songs: Count = Field(description="Songs outside of the catalogue, which owe nobody.")
     origin: str = Field(description="Where they come from, in words.")
     passing: Count = Field(description="Songs that pass the calibrated gate.")
+    reliability: tp.Optional[Reliability] = None
 
 
 class Resampling(_Part):
@@ -210,7 +222,7 @@ class ChannelReport(_Part):
     def from_statistics(cls, statistics: ChannelStatistics, tracks: tp.Sequence[TrackLike], score_name: str,
                         noise_floor_how: str, segments: tp.Sequence[Segment] = (),
                         intervals: tp.Optional[Intervals] = None, drawn: tp.Tuple[int, int] = (1, 1),
-                        origin: str = '') -> 'ChannelReport':
+                        origin: str = '', diagnosis: tp.Optional[Diagnosis] = None) -> 'ChannelReport':
         """Rank the songs by score (ties in the store's order).
 
         Args:
@@ -220,31 +232,35 @@ class ChannelReport(_Part):
             noise_floor_how: `1/sqrt(D)` or `measured`.
             segments: in order of time.
             intervals: on shares, drawn from so many chunks and checkpoints.
-            origin: where the outside songs come from.
+            origin: where the outside songs come from. diagnosis: of what they score.
         """
         if len(tracks) != len(statistics.score):
             raise ValueError(f"{len(tracks)} tracks for {len(statistics.score)} scores")
         order = np.argsort(-statistics.score, kind='stable')
         ends = {} if intervals is None else {
-            index: ends for index, *ends in zip(*(values.tolist() for values in intervals), strict=True)}
+            index: ends for index, *ends in zip(
+                *(values.tolist() for values in (intervals.index, intervals.low, intervals.high)), strict=True)}
         rows = [_song_row(rank, tracks[index], statistics, index, *ends.get(index, (None, None)))
                 for rank, index in enumerate(order.tolist(), start=1)]
         gate = GateSettings(level=statistics.gate.level, tail=tp.cast(tp.Any, statistics.gate.tail),
                             z_threshold=statistics.gate.threshold)
         return cls(noise_mean=statistics.noise_mean, noise_floor=statistics.noise_floor,
                    noise_floor_how=tp.cast(tp.Any, noise_floor_how), gate=gate,
-                   calibration=_calibration(statistics, origin), resampling=_resampling(intervals, drawn),
+                   calibration=_calibration(statistics, origin, diagnosis), resampling=_resampling(intervals, drawn),
                    score_name=score_name, songs=len(rows), passing=int(statistics.passes_gate.sum()),
                    qualified=int(statistics.qualified.sum()), unattributed=statistics.unattributed, rows=rows,
                    segments=list(segments))
 
 
-def _calibration(statistics: ChannelStatistics, origin: str) -> tp.Optional[Calibration]:
+def _calibration(statistics: ChannelStatistics, origin: str, diagnosis: tp.Optional[Diagnosis]
+                 ) -> tp.Optional[Calibration]:
     chance = statistics.chance
     if chance is None:
         return None
     return Calibration(decides=statistics.calibrated, rate=chance.rate, outside_songs=chance.outside, origin=origin,
-                       passing=int(chance.passes.sum()))
+                       passing=int(chance.passes.sum()),
+                       reliability=None if diagnosis is None else Reliability(
+                           doubts=doubts(diagnosis), **{key: getattr(diagnosis, key) for key in FIGURES}))
 
 
 def _resampling(intervals: tp.Optional[Intervals], drawn: tp.Tuple[int, int]) -> tp.Optional[Resampling]:

@@ -187,7 +187,26 @@ def certainty(channel: ChannelReport) -> tp.List[str]:
     if rows and between(rows[0]) and channel.resampling is not None:
         lines.append(f'With {_drawn(channel)} drawn anew, the first share lies between '
                      f'{between(rows[0]).replace(" to ", " and ")}.')
-    return [*lines, *filter(None, [second_opinion(channel)])]
+    return [*lines, *filter(None, [second_opinion(channel), reliability(channel)])]
+
+
+_DOUBTS = {'ranking_correlation': 'different music gets nearly the same ranking',
+           'rank_one_energy': 'a single pattern explains most scores',
+           'effective_rank': 'the scores know but few patterns', 'concentration': 'one song would take nearly all',
+           'hub_skewness': 'a few songs are close to everything'}
+
+
+def reliability(channel: ChannelReport) -> str:
+    """Whether the store's scores tell music apart, in words and figures; empty where it was not measured."""
+    found = channel.calibration.reliability if channel.calibration is not None else None
+    if found is None or channel.calibration is None:
+        return ''
+    verdict = 'the scores tell music apart' if not found.doubts else (
+        'do not rely on this channel, for ' + ' and '.join(_DOUBTS[doubt] for doubt in found.doubts))
+    return (f'Reliability: {verdict} (of {channel.calibration.outside_songs:,} outside songs, rankings agree by '
+            f'{number(found.ranking_correlation, 2)}; one pattern explains {percent(found.rank_one_energy, 0)} of the '
+            f'scores, in all there are {number(found.effective_rank, 0)}; the closest song would take '
+            f'{percent(found.concentration, 0)}; skewness of hubs {number(found.hub_skewness, 1)}).')
 
 
 def _once(row: SongRow) -> str:
