@@ -8,6 +8,7 @@ objective; all alternatives are made of these in seconds. The queries with even 
 ones those to report.
 """
 
+import dataclasses
 import typing as tp
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def products(run: Path, truth: GroundTruth) -> Products:
     songs = [truth.queries[column].example(musicgen.lm, False) for column in truth.columns('songs')]
     queries = [truth.queries[column].example(musicgen.lm, masked) for family, masked, _ in FAMILIES
                for column in truth.columns(family)]
+    whole = [truth.queries[column] for column in truth.columns('continued')]
+    queries += [dataclasses.replace(query.example(musicgen.lm, False), stop=query.prompt_frames) for query in whole]
     found: Products = {}
     pairs = [(checkpoint, objective) for checkpoint in store.checkpoints for objective in OBJECTIVES]
     for checkpoint, objective in tqdm(pairs, desc='gradients', unit='pass'):
@@ -79,6 +82,14 @@ class Alternatives:
         return np.asarray(total)
 
 
+    def apart(self, scores: FloatArray, prompt: float, rest: float) -> FloatArray:
+        """Whole continuations as their prompts and what follows them, each scored by itself, with these weights."""
+        each = len(scores) // (len(FAMILIES) + 1)  # as many queries in every family, and as many prompts at the end
+        found = scores.copy()
+        found[2 * each:3 * each] = rest * scores[each:2 * each] + prompt * scores[4 * each:]
+        return found
+
+
 def attention(name: str) -> bool:
     """Weights of channel P."""
     return 'self_attn' in name
@@ -106,6 +117,10 @@ def tried(make: Alternatives) -> tp.Iterator[tp.Tuple[str, FloatArray, FloatArra
         way = 'cosine' if ridge is None else f'kernel, ridge {ridge:g}'
         yield (f'P margin, M cross_entropy, {way}', make.scores('margin', attention, ridge=ridge),
                make.scores('cross_entropy', linears, ridge=ridge))
+    for prompt, rest in ((.25, .75), (.5, .5), (.75, .25)):
+        yield (f'P margin, M cross_entropy, ridge 0.3; a prompt apart, with {prompt:g} of the weight',
+               make.apart(make.scores('margin', attention, ridge=.3), prompt, rest),
+               make.apart(make.scores('cross_entropy', linears, ridge=.3), prompt, rest))
     for part in ('in_proj', 'out_proj', *(f'layers.{layer}.' for layer in range(4))):
         codebook = part.split('.')[1] if part.startswith('layers') else None
         yield (f'P margin of {part} alone; M cross_entropy of '
