@@ -201,7 +201,7 @@ def reliability(channel: ChannelReport) -> str:
     found = channel.calibration.reliability if channel.calibration is not None else None
     if found is None or channel.calibration is None:
         return ''
-    verdict = 'the scores tell music apart' if not found.doubts else (
+    verdict = 'no sign that the scores fail to tell music apart' if not found.doubts else (
         'do not rely on this channel, for ' + ' and '.join(_DOUBTS[doubt] for doubt in found.doubts))
     return (f'Reliability: {verdict} (of {channel.calibration.outside_songs:,} outside songs, rankings agree by '
             f'{number(found.ranking_correlation, 2)}; one pattern explains {percent(found.rank_one_energy, 0)} of the '
