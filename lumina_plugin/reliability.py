@@ -18,8 +18,8 @@ from .scoring import FloatArray
 TOP = 5  # songs of a query that count as its neighbours
 SONGS = 4096  # of more songs, a diagnosis of a store looks at so many
 FIGURES = ('ranking_correlation', 'rank_one_energy', 'effective_rank', 'concentration', 'hub_skewness')
-# Beyond these a figure is a doubt: no store of the validation suite whose scores foretell retraining (LDS of 0.6 and more)
-# reaches them. Nor does one whose LDS is about 0: no doubt is no proof (docs/validation.md).
+# Beyond these a figure is a doubt: no store of the validation suite whose scores foretell retraining (LDS of 0.6 and
+# more) reaches them. Nor does one whose LDS is about 0: no doubt is no proof (docs/validation.md).
 MOST = {'ranking_correlation': 0.5, 'rank_one_energy': 0.6, 'concentration': 0.6, 'hub_skewness': 5.}
 LEAST = {'effective_rank': 5.}
 
