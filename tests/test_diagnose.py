@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.validation.diagnose import TOP, diagnose, scores_of
+from lumina_plugin.reliability import TOP, diagnose
+from lumina_plugin.validation.diagnose import scores_of
 
 NAMES = [f's{i}' for i in range(200)]
 

@@ -122,7 +122,7 @@ def lds(
 
 
 @validate_app.command('diagnose')
-def diagnose(
+def diagnose_reports(
     reports: tp.Annotated[tp.List[Path], typer.Argument(
         help="report.json files of one store and recipe, or folders that hold them: the more queries, the better.")],
     out: _Out = OUT / 'diagnose',
@@ -131,9 +131,10 @@ def diagnose(
 
     Writes diagnose.md, diagnose.json and diagnose.png.
     """
+    from ..reliability import diagnose
     from ..validation import diagnose as module
     scores = module.scores_of(reports)
-    found = {channel: module.diagnose(one.scores, one.songs, one.shares) for channel, one in scores.items()}
+    found = {channel: diagnose(one.scores, one.songs, one.shares) for channel, one in scores.items()}
     module.save(out, scores, found)
     print(module.markdown(found))
     print(f'Written: {out}/diagnose.md, diagnose.json, diagnose.png')
