@@ -16,7 +16,7 @@ from lumina_plugin.recipe import get_recipe
 from lumina_plugin.store import FingerprintStore
 
 from .test_melody import musicgen as melody_musicgen  # noqa: F401  (a fixture)
-from .tiny import build_codec, build_lm, write_songs
+from .tiny import build_codec, build_lm, write_outside, write_songs
 
 
 def moved(run: Path, folder: Path, **keys: object) -> Path:
@@ -183,7 +183,8 @@ def test_a_melody_is_followed(melody_musicgen, tmp_path, monkeypatch):  # noqa: 
     songs = write_songs(tmp_path / 'songs', 4)
     manifest = build_catalogue(songs, tmp_path / 'catalogue', progress=False).manifest
     recipe = get_recipe('default', chunk_seconds=1., projection={'dim': 64, 'residual_dim': 16})
-    store = catalogue_pass.fingerprint_model('melody', manifest, tmp_path / 'store', recipe)
+    store = catalogue_pass.fingerprint_model('melody', manifest, tmp_path / 'store', recipe,
+                                             outside=str(write_outside(tmp_path / 'outside')))
     studio = workflows.Studio('melody', store.path)
     try:
         free, led = (studio.generate(tmp_path / 'out', 'clip', 'waltz', seconds=1., top_k=16, progress=False,
