@@ -108,6 +108,7 @@ def test_a_fingerprint_that_fails_does_not_cost_the_epoch(bare, monkeypatch):
     monkeypatch.setattr(bare, 'should_run_stage', lambda name: True)
     monkeypatch.setattr(bare, 'commit', lambda: calls.append('saved'))
     bare.logger = logging.getLogger('test')
+    from omegaconf import OmegaConf
     bare.cfg = OmegaConf.create({'fingerprint': {'every': 1}})
 
     def fail(name, method):
