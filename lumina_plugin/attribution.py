@@ -13,6 +13,7 @@ from torch import nn
 
 from . import __version__, audio, statistics
 from .calibration import Null, songs_needed
+from .channel_verdict import known_verdict
 from .conditions import attributes_at, attributes_for
 from .errors import LuminaError
 from .fingerprint import Fingerprinter, Projections
@@ -178,7 +179,8 @@ class Attributor:
                 other = schema.OtherReading(prompt_counted=self.recipe.mask_prompt, channels=bare)
         return schema.AttributionReport(
             lumina_version=__version__, query=self._query(phases[0], facts), channels=channels, other_reading=other,
-            timings=timings, warnings=warnings, **self._provenance())
+            channel_meaning=known_verdict(self.store), timings=timings, warnings=warnings,
+            **self._provenance())
 
     def _compare(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, masked: float,
                  timings: tp.Dict[str, float], prompt: float = 0.

@@ -26,9 +26,12 @@ def channels(
     """Does channel P find compositions, and M productions? On crossed songs that nothing was fitted on.
 
     Where there is a ground truth of the run, also what a separation costs. Writes channels.md, channels.json and
-    channels.png.
+    channels.png; reports made with the store from then on say what was found.
     """
+    from ..channel_verdict import keep_verdict
     from ..errors import LuminaError
+    from ..models import run_folder, run_stores
+    from ..store import FingerprintStore
     from ..validation.channels import Sizes, measure
     from ..validation.ground_truth import FILE, QUERIES
     from ..validation.truth import GroundTruth
@@ -44,5 +47,7 @@ def channels(
     sizes = Sizes(songs, changes, compositions, productions)
     table = measure(model, out / 'channels', store, sizes, every, keep, truth)
     table.save(out / 'channels')
+    found = tp.cast(Path, run_folder(model))
+    keep_verdict(FingerprintStore.open(store or run_stores(found)[0]), table.verdict)
     print(table.markdown())
     print(f"Written: {out / 'channels'}/channels.md, channels.json, channels.png")

@@ -62,7 +62,8 @@ def _page(report: AttributionReport, limit: int, audio: str) -> str:
         shown_warnings=report.warnings[:SHOWN_WARNINGS], more_warnings=report.warnings[SHOWN_WARNINGS:limit],
         channels=[_channel_view(key, channel, report.query.silent, limit)
                   for key, channel in report.channels.items()],
-        other_summaries=words.other_reading(report), hashes=_hashes(report), audio=audio,
+        other_summaries=words.other_reading(report),
+        channel_meaning=words.channel_meaning(report), hashes=_hashes(report), audio=audio,
         recipe_keys=[pair for key, value in report.recipe.keys.items() for pair in _flat(key, value)])
 
 
@@ -156,6 +157,8 @@ def render_table(report: AttributionReport, top: int = 5, width: int = 110, colo
         for line in filter(None, (words.summary(key, channel, report.query.silent), words.caveat(channel),
                                   *words.certainty(channel))):
             console.print(line.replace(words.NBSP, ' '))
+    if words.channel_meaning(report):
+        console.print(f'The channels: {words.channel_meaning(report)}'.replace(words.NBSP, ' '))
     if report.other_reading is not None:
         console.print(f"With the prompt {'counted' if report.other_reading.prompt_counted else 'left out'}:")
         for line in words.other_reading(report):

@@ -310,6 +310,9 @@ class AttributionReport(_Part):
     recipe: RecipeRecord
     channels: tp.Dict[str, ChannelReport] = Field(min_length=1, description="P is composition, M is production.")
     other_reading: tp.Optional[OtherReading] = Field(None, description="Of a continuation: what the prompt changes.")
+    channel_meaning: tp.Optional[str] = Field(
+        None, description="Whether the channels find what they are named for, as `lumina validate channels` measured "
+                          "it on this model; absent where it was not measured.")
     timings: tp.Dict[str, Seconds] = Field(default_factory=dict, description="Seconds per stage.")
     warnings: tp.List[str] = Field(default_factory=list)
 

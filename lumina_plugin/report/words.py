@@ -142,6 +142,15 @@ def summary(key: str, channel: ChannelReport, silent: bool) -> str:
     return f'Of the {money}, {listed}. Nothing is left unattributed.'
 
 
+def channel_meaning(report: AttributionReport) -> str:
+    """Whether publishing and master are what the channels find on this model, or that nobody has measured it."""
+    if {'P', 'M'} - set(report.channels):
+        return ''
+    return clean(report.channel_meaning, 2000) if report.channel_meaning else (
+        'Whether on this model P tells compositions from productions, and M productions from compositions, has not '
+        'been measured; `lumina validate channels` does.')
+
+
 def other_reading(report: AttributionReport) -> tp.List[str]:
     """What each channel says of a continuation with its prompt counted, or left out, where the report does not."""
     if report.other_reading is None:

@@ -47,6 +47,11 @@ class Table:
         """By channel, what `separation.verdict` takes."""
         return {row.channel: row.figures for row in self.rows if row.way == way}
 
+    @property
+    def verdict(self) -> str:
+        """What may be said of the channels as the store serves them."""
+        return separation.verdict(self.figures(STANDING))
+
     def markdown(self) -> str:
         """The table as text, and what it means."""
         families = list(self.rows[0].lds)
