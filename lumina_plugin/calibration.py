@@ -106,8 +106,7 @@ class Null:
             place = np.maximum(np.searchsorted(self._rest, values, side='right') - 1, 0) * self._step
             place = np.where(values < self._rest[0], 0, place)
             above = np.where(values > self._tail[0], above, self.pool - place)
-        found: FloatArray = (1. + above) / (1. + self.pool)
-        return found
+        return np.asarray((1. + above) / (1. + self.pool), dtype=np.float64)
 
 
 def q_values(p: npt.ArrayLike) -> FloatArray:
