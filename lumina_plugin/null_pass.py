@@ -78,8 +78,8 @@ def calibrate(source: tp.Union[str, Path], songs: tp.Optional[tp.Union[str, Path
 def _stores(source: tp.Union[str, Path]) -> tp.Tuple[tp.List[FingerprintStore], tp.Optional[Path]]:
     """The stores that are meant, and the dora run that they lie in."""
     if FingerprintStore.exists(source):
-        above = Path(source).resolve().parents[1]
-        return [FingerprintStore.open(source)], run_folder(above)
+        above = Path(source).resolve().parents
+        return [FingerprintStore.open(source)], run_folder(above[1]) if len(above) > 1 else None
     run = run_folder(source)
     if run is None:
         raise LuminaError(f"{source} is neither a fingerprint store nor a dora run; name one, such as "

@@ -22,6 +22,7 @@ FIGURES = ('ranking_correlation', 'rank_one_energy', 'effective_rank', 'concentr
 # more) reaches them. Nor does one whose LDS is about 0: no doubt is no proof (docs/validation.md).
 MOST = {'ranking_correlation': 0.5, 'rank_one_energy': 0.6, 'concentration': 0.6, 'hub_skewness': 5.}
 LEAST = {'effective_rank': 5.}
+SMALL = 20  # songs, with fewer of which there are few patterns and large shares whatever the scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def diagnose_store(scores: npt.ArrayLike, songs: tp.Sequence[str]) -> tp.Optiona
     Of a large catalogue, songs at equal distances are looked at.
     """
     given = np.asarray(scores)
-    step = -(-given.shape[1] // SONGS)
+    step = max(1, -(-given.shape[1] // SONGS))
     given, names = given[:, ::step], list(songs)[::step]
     if min(given.shape) < 3:
         return None
@@ -104,6 +105,8 @@ def diagnose_store(scores: npt.ArrayLike, songs: tp.Sequence[str]) -> tp.Optiona
 
 
 def doubts(found: Diagnosis) -> tp.List[str]:
-    """Which figures lie beyond their limits."""
+    """Which figures lie beyond their limits; none of a catalogue of so few songs that any scores would."""
+    if min(found.queries, found.songs) < SMALL:
+        return []
     return [*(key for key, limit in MOST.items() if getattr(found, key) > limit),
             *(key for key, limit in LEAST.items() if getattr(found, key) < limit)]

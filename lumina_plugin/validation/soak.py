@@ -80,7 +80,7 @@ class Soak:
         except (ValueError, TypeError, KeyError) as error:
             raise LuminaError(f"{path} is no soak's record ({error}); remove it, or choose another folder.") from None
         if found.setting != setting:
-            differing = next(key for key in setting if found.setting.get(key) != setting[key])
+            differing = next((key for key in setting if found.setting.get(key) != setting[key]), 'together')
             raise LuminaError(f"{path} is of another soak ({differing} {found.setting.get(differing)}, not "
                               f"{setting[differing]}); choose another folder, or remove it.")
         return found
@@ -147,7 +147,7 @@ def faults(report: AttributionReport) -> tp.List[str]:
         numbers = [value for row in channel.rows for value in (row.cosine, row.score, row.z, row.sts, row.share)]
         if not all(map(math.isfinite, numbers)):
             found.append(f'channel {name} holds a number that is not finite')
-        if all(row.score == channel.rows[0].score for row in channel.rows):
+        if len(channel.rows) > 1 and all(row.score == channel.rows[0].score for row in channel.rows):
             found.append(f'channel {name} scores all songs alike')
     return found
 
