@@ -11,7 +11,7 @@ TINY = ['solver=lumina/quickstart', 'transformer_lm.dim=16', 'transformer_lm.num
         'transformer_lm.num_heads=2', 'transformer_lm.card=16', 'dataset.segment_duration=1', 'dataset.batch_size=2',
         'dataset.valid.num_samples=2', 'optim.epochs=4', 'optim.updates_per_epoch=2', 'schedule.cosine.warmup=2',
         'fingerprint.recipe.chunk_seconds=1.0',
-        'fingerprint.recipe.objective=margin',  # losses of a model that has learnt nothing hardly tell songs apart
+        'fingerprint.recipe.scoring.method=cosine',  # of a model that has learnt nothing, all gradients are alike
         'num_threads=1', 'generate.lm.top_k=16']
 
 

@@ -14,7 +14,7 @@ from lumina_plugin.errors import LuminaError
 from lumina_plugin.recipe import get_recipe
 from lumina_plugin.store import FingerprintStore
 
-from .tiny import write_codec
+from .tiny import write_codec, write_outside
 
 
 def test_store_stands_beside_the_checkpoints(project):
@@ -269,7 +269,9 @@ def test_an_exported_folder_works_by_the_same_names(project, tmp_path):
     exported = export_musicgen(project.folder(), tmp_path / 'exported')
     studio = Studio(exported, project.folder() / 'lumina' / 'default')
     assert studio.attribute(project.root / 'songs' / 'song-4.wav').channels['M'].rows[0].track_id == 'song-4'
-    store = fingerprint_model(exported, project.manifest, tmp_path / 'store', get_recipe('default', chunk_seconds=1.))
+    recipe = get_recipe('default', chunk_seconds=1., scoring={'method': 'cosine'})
+    store = fingerprint_model(exported, project.manifest, tmp_path / 'store', recipe,
+                              outside=str(write_outside(tmp_path / 'outside')))
     assert [c.weights for c in store.checkpoints] == [None]
     report = Studio(exported, store.path).attribute(project.root / 'songs' / 'song-4.wav')
     assert report.channels['P'].rows[0].track_id == 'song-4'

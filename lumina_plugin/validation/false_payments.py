@@ -232,8 +232,8 @@ def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sourc
     refused = []
     for store in opened.stores:
         if not sources:
-            raise LuminaError(f"No song of {opened.title} is longer than the prompt, so that none can be continued; ask "
-                              "for a shorter one by --seconds.")
+            raise LuminaError(f"No song of {opened.title} is longer than the prompt, so that none can be continued; "
+                              "ask for a shorter one by --seconds.")
         made: tp.Dict[tp.Any, tp.Any] = {}
         for gate, recipe in gates(recipe_from_dict(store.identity.recipe)).items():
             name = f'{store.path.name}, gate {gate}'
