@@ -7,6 +7,7 @@ Whatever is finished is found again, so that it can be stopped at any time. A me
 keeps the result of its last run; one that never ran is said to be missing.
 """
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,8 +20,9 @@ import torch
 import typer
 
 HERE = Path(__file__).parent
+PEERS = ['--peers'] if importlib.util.find_spec('dattri') and importlib.util.find_spec('kronfluence') else []
 COMMANDS = {  # by the name of a result, what makes it
-    'ground-truth': ['ground-truth'], 'lds': ['lds', '--score', 'cosine'], 'leave-out': ['leave-out'],
+    'ground-truth': ['ground-truth'], 'lds': ['lds', '--score', 'cosine', *PEERS], 'leave-out': ['leave-out'],
     'causal': ['causal'], 'self': ['self'], 'repro': ['repro'], 'false-payments': ['false-payments'],
     'channels': ['channels'], 'soak': ['soak']}
 PICTURES = ('lds', 'causal', 'false-payments', 'channels')  # that the page shows

@@ -107,9 +107,9 @@ def _picture(table: Table) -> bytes:
                 axis.plot([one.low, one.high], [place + shift] * 2, color=colour, linewidth=2)
                 axis.plot(one.mean, place + shift, 'o', color=colour, markersize=5,
                           label=f'same {label}' if row.way == ways[0] else None)
-        axis.set_title(f'Channel {channel}', fontsize=10, loc='left')
+        axis.set_title(f'Channel {channel}', fontsize=10, loc='left', pad=22)
         axis.tick_params(labelsize=8)
-        axis.legend(fontsize=8, loc='lower right')
+        axis.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
         for side in ('top', 'right'):
             axis.spines[side].set_visible(False)
     axes[0].set_yticks(range(len(ways) - 1, -1, -1), ways, fontsize=8)

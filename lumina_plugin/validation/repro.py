@@ -148,14 +148,18 @@ def _equal(vectors: FloatArray, reference: FloatArray) -> FloatArray:
 
 
 def markdown(rows: tp.Sequence[Moved], device: str) -> str:
-    """One table per run and store."""
+    """One table per run and store, over all checkpoints; the JSON tells them apart."""
     parts = []
     for run, store in dict.fromkeys((row.run, row.store) for row in rows):
         parts.append(f"## {run}, store {store}\n\nOn {device}, against one chunk per pass, one thread and fp32.\n")
-        parts.append(table(
-            ['computed with', 'channel', 'checkpoint', 'mean of 1 − cosine', 'largest', 'equal to the bit'],
-            [[row.way, row.channel, row.checkpoint, f'{row.mean:.1e}', f'{row.largest:.1e}',
-              f'{row.equal} of {row.compared}'] for row in rows if (row.run, row.store) == (run, store)]))
+        own = [row for row in rows if (row.run, row.store) == (run, store)]
+        lines = []
+        for way, channel in dict.fromkeys((row.way, row.channel) for row in own):
+            found = [row for row in own if (row.way, row.channel) == (way, channel)]
+            lines.append([way, channel, f'{np.mean([row.mean for row in found]):.1e}',
+                          f'{max(row.largest for row in found):.1e}',
+                          f'{sum(row.equal for row in found)} of {sum(row.compared for row in found)}'])
+        parts.append(table(['computed with', 'channel', 'mean of 1 − cosine', 'largest', 'equal to the bit'], lines))
     return '\n'.join(parts)
 
 
