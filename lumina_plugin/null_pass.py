@@ -116,10 +116,11 @@ def outside_of_run(run: tp.Optional[Path], store: FingerprintStore, tokenizer: T
     """Outside songs as a run's configuration has them, wherever its paths lead by now, unless `songs` are named."""
     from .catalogue_pass import manifests_of
     where, valid, seen = songs, None, frozenset[str]()
-    if run is not None and where in (None, ''):
-        named = run_key(run, 'fingerprint.outside')
-        where = next(iter(manifests_of(run, 'fingerprint.outside')), named)
-        valid = next(iter(manifests_of(run, 'datasource.valid')), None)
+    if run is not None:
+        if where in (None, ''):
+            named = run_key(run, 'fingerprint.outside')
+            where = next(iter(manifests_of(run, 'fingerprint.outside')), named)
+            valid = next(iter(manifests_of(run, 'datasource.valid')), None)
         seen = frozenset(recordings_of(next(iter(manifests_of(run, 'datasource.train')), None)))
     return gather(where, store, tokenizer, needed, count, valid, seen)
 

@@ -48,6 +48,7 @@ def channels(
     table = measure(model, out / 'channels', store, sizes, every, keep, truth)
     table.save(out / 'channels')
     found = tp.cast(Path, run_folder(model))
-    keep_verdict(FingerprintStore.open(store or run_stores(found)[0]), table.verdict)
+    keep_verdict(FingerprintStore.open(store or run_stores(found)[0]),
+                 f"{table.verdict} (Measured at {table.facts['checkpoints']}.)")
     print(table.markdown())
     print(f"Written: {out / 'channels'}/channels.md, channels.json, channels.png")
