@@ -23,7 +23,8 @@ PROMPT = Continued(1., count=3)
 
 @pytest.fixture(scope='module')
 def opened(project, tmp_path_factory):
-    return open_run(project.folder(), tmp_path_factory.mktemp('validation'), 'tiny')
+    found = open_run(project.folder(), tmp_path_factory.mktemp('validation'), 'tiny')
+    return dataclasses.replace(found, stores=[store for store in found.stores if store.path.name == 'default'])
 
 
 @pytest.fixture(scope='module')
