@@ -15,6 +15,7 @@ from lumina_plugin.store import FingerprintStore
 @pytest.fixture
 def store(project):
     opened = FingerprintStore.open(run_stores(project.folder())[0])
+    verdict_file(opened).unlink(missing_ok=True)  # of a test that measured this store
     yield opened
     verdict_file(opened).unlink(missing_ok=True)
 
