@@ -15,7 +15,7 @@ def test_it_goes_on_where_it_ended_and_says_what_the_gates_did(studio, tmp_path)
     assert [cycle for cycle, _ in first.memory[0]] == [0, 2, 4, 5]
     again = soak(studio.musicgen, tmp_path, 8, .4, together=2, every=2)
     assert again.cycles == 8 and len(again.memory) == 2 and again.seconds > first.seconds
-    assert {name.split(', ')[1] for name in again.gates} == {'P', 'M'}
+    assert set(again.gates) == {f'{gate}, {channel}' for gate in ('paper', 'calibrated') for channel in 'PM'}
     module.save(tmp_path, again)
     assert '8 cycles of 0.4 s' in (tmp_path / 'soak.md').read_text()
     assert (tmp_path / 'soak.png').read_bytes().startswith(b'\x89PNG')
@@ -52,6 +52,17 @@ def test_reports_that_say_nothing_are_faults(studio):
                                                  *channel.rows[1:]]})
     for bad, said in ((flat, 'alike'), (short, 'the store'), (broken, 'not finite')):
         assert any(said in fault for fault in module.faults(report.model_copy(update={'channels': {'P': bad}})))
+
+
+def test_the_gate_that_decides_pays_what_its_reports_do(studio):
+    studio.musicgen.set_generation_params(duration=.4, top_k=16)
+    studio.musicgen.generate_unconditional(4)
+    for report in studio.musicgen.last_attributions:
+        for channel in report.channels.values():
+            paid = module.verdicts(channel)
+            assert channel.calibrated
+            assert sorted(paid['calibrated']) == pytest.approx(sorted(r.share for r in channel.rows if r.share > 0))
+            assert sum(paid['paper']) == pytest.approx(1. if paid['paper'] else 0.)
 
 
 @pytest.mark.parametrize('sizes, growth', [([100] * 30, 0.), (list(range(100, 130)), None)])

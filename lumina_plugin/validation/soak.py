@@ -23,7 +23,7 @@ from ..report.schema import AttributionReport
 
 WARM_UP, GROWTH = 500, .05  # cycles of a process before its memory is the measure, and what it may grow by
 SAMPLES = 5  # readings of the memory whose median stands for the beginning, or the end
-FORMAT = 1
+FORMAT = 2  # 1 counted the gate that decides alone
 
 
 @dataclasses.dataclass
@@ -162,8 +162,18 @@ def _count(gates: tp.Dict[str, Gate], report: AttributionReport) -> None:
 
 
 def verdicts(channel: tp.Any) -> tp.Dict[str, tp.List[float]]:
-    """By gate, the shares of the songs that it lets through and that are paid."""
-    return {"the recipe's gate": [row.share for row in channel.rows if row.share > 0]}
+    """By gate, the shares of the songs that it would pay, whichever of them decides.
+
+    The printed gate divides all among those that it lets through; the calibrated one leaves the others' weights
+    unattributed. The latter is missing where the store has no outside songs.
+    """
+    paper = [row.weight for row in channel.rows if row.passes_gate and row.weight > 0]
+    found = {'paper': [weight / sum(paper) for weight in paper]}
+    if channel.calibration is not None:
+        every = sum(row.weight for row in channel.rows)
+        found['calibrated'] = [row.weight / every for row in channel.rows
+                               if row.passes_calibrated_gate and row.weight > 0]
+    return found
 
 
 def markdown(found: Soak) -> str:
