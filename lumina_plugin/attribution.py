@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import __version__, audio, statistics
-from .calibration import Null, songs_needed
+from .chance import Chance, OutsideSongs
 from .channel_verdict import known_verdict
 from .conditions import attributes_at, attributes_for
 from .errors import LuminaError
@@ -22,7 +22,6 @@ from .hashing import codes_hash, model_config_hash, state_hash
 from .intervals import Parts, share_intervals
 from .projection import ChannelProjection
 from .recipe import Recipe, recipe_from_dict
-from .reliability import Diagnosis, diagnose_store
 from .report import schema
 from .scoring import (
     Scorer,
@@ -31,9 +30,8 @@ from .scoring import (
     fit_scorers,
     mean_scores,
     multi_checkpoint,
-    score_together,
 )
-from .store import CheckpointInfo, FingerprintStore, StoredNull
+from .store import GENERATION, RECORDING, CheckpointInfo, FingerprintStore, Kind
 from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -71,8 +69,7 @@ class _Channel:
     noise_mean: float
     noise_floor: float
     how: str
-    null: tp.Optional[Null] = None
-    diagnosis: tp.Optional[Diagnosis] = None
+    chances: tp.Mapping[Kind, Chance]
 
 
 class Attributor:
@@ -105,7 +102,7 @@ class Attributor:
         self.checkpoints = self._servable()
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
         self._fingerprinters = functools.lru_cache(maxsize=self._copies_that_fit())(self._fingerprinter)
-        self._outside, self._uncalibrated = self._load_outside()
+        self._outside = OutsideSongs(self.store, self.checkpoints, self.recipe.gate.rate)
         self._channels = {channel: self._load_channel(channel) for channel in self.store.channels}
 
     # -- entry points ---------------------------------------------------------------------------------------------
@@ -165,10 +162,13 @@ class Attributor:
                 timings: tp.Dict[str, float]) -> schema.AttributionReport:
         """Score chunks that one or several encodings stand for; the first says how the query is cut."""
         seconds = facts.prompt_seconds
+        kind: Kind = RECORDING if facts.kind == 'file' else GENERATION
+        by = self._outside.kind_for(kind)
         def read(masked: bool) -> tp.Tuple[tp.Dict[str, schema.ChannelReport], tp.Dict[str, float]]:
-            return self._compare(phases, attributes, seconds if masked else 0., timings, 0. if masked else seconds)
+            return self._compare(phases, attributes, seconds if masked else 0., timings, 0. if masked else seconds,
+                                 by)
         channels, timings = read(self.recipe.mask_prompt)
-        warnings, other = self.warnings(), None
+        warnings, other = self.warnings(kind), None
         if not channels and seconds:  # a generation that has been made is not lost over this
             warnings.insert(0, f"The prompt of {seconds:g} s covers all of the clip, so that its frames are counted.")
             channels, timings = read(False)
@@ -183,10 +183,10 @@ class Attributor:
             **self._provenance())
 
     def _compare(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, masked: float,
-                 timings: tp.Dict[str, float], prompt: float = 0.
+                 timings: tp.Dict[str, float], prompt: float = 0., by: tp.Optional[Kind] = None
                  ) -> tp.Tuple[tp.Dict[str, schema.ChannelReport], tp.Dict[str, float]]:
         """Every channel's report, with the first `masked` seconds left out, or the first `prompt` seconds counted as a
-        prompt's; none where nothing is left.
+        prompt's; none where nothing is left. Chance is that of outside songs of the kind `by`.
 
         The seconds that it takes are added to `timings`.
         """
@@ -207,7 +207,8 @@ class Attributor:
         seed = int(codes_hash(phases[0].codes)[:16], 16)
         channels = {}
         for channel, loaded in self._channels.items():
-            values = self._statistics(loaded, whole[channel])
+            chance = None if by is None else loaded.chances[by]
+            values = self._statistics(loaded, whole[channel], chance)
             cosines, scores = checkpoint_scores(loaded.scorers, parts[channel], self.recipe.scoring.method)
             mean = multi_checkpoint(cosines)
             segments = self._segments(loaded, chunks, heard, mean,
@@ -215,11 +216,11 @@ class Attributor:
             unit = tp.cast(tp.Tuple[bool, bool], tuple(
                 loaded.scorers[0][name].unit for name in ('cosine', self.recipe.scoring.method)))
             drawn = Parts(parts[channel], whole[channel], frames, cosines, scores, unit)
-            intervals = share_intervals(values, loaded.null, drawn, seed)
+            intervals = share_intervals(values, None if chance is None else chance.null, drawn, seed)
             tracks = [self.store.track(track_id) for track_id in loaded.ids]
             channels[channel] = schema.ChannelReport.from_statistics(
                 values, tracks, self.recipe.scoring.method, loaded.how, segments, intervals, drawn.counts,
-                '' if self._outside is None else self._outside[0].origin, loaded.diagnosis)
+                '' if chance is None else chance.origin, None if chance is None else chance.diagnosis)
         spent = {'fingerprint': fingerprinted - begun, 'score': time.perf_counter() - fingerprinted}
         return channels, {**timings, **{stage: timings.get(stage, 0.) + took for stage, took in spent.items()}}
 
@@ -263,11 +264,12 @@ class Attributor:
         """Mean cosine and mean score over the checkpoints, [Q, N] each, of queries [Q, D] per checkpoint."""
         return mean_scores(loaded.scorers, queries, self.recipe.scoring.method)
 
-    def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray]) -> statistics.ChannelStatistics:
+    def _statistics(self, loaded: _Channel, query: tp.List[np.ndarray], chance: tp.Optional[Chance]
+                    ) -> statistics.ChannelStatistics:
         cosine, scores = self._scores(loaded, [vector[None] for vector in query])
         gate = statistics.Gate(self.recipe.gate.level, self.recipe.gate.tail)
         return statistics.channel_statistics(cosine[0], scores[0], loaded.noise_floor, gate, loaded.noise_mean,
-                                             null=loaded.null, rate=self.recipe.gate.rate,
+                                             null=None if chance is None else chance.null, rate=self.recipe.gate.rate,
                                              calibrated=self.recipe.gate.decides == 'calibrated')
 
     def _segments(self, loaded: _Channel, chunks: tp.List[tp.Tuple[CodeChunk, tp.Optional[Example]]],
@@ -310,13 +312,18 @@ class Attributor:
                          for c in self.checkpoints],
             recipe=schema.RecipeRecord(name=self.recipe.name, hash=self.recipe.hash, keys=self.recipe.describe()))
 
-    def warnings(self) -> tp.List[str]:
-        """What a reader must know before trusting the numbers."""
-        identity = self.store.identity
+    def warnings(self, kind: Kind = RECORDING) -> tp.List[str]:
+        """What a reader must know before trusting the numbers of a query of this kind."""
+        identity, by = self.store.identity, self._outside.kind_for(kind)
         found = []
-        if self._uncalibrated and self.recipe.gate.decides == 'calibrated':
-            found.append(f"Chance was not measured ({self._uncalibrated}): the printed gate decides, which lets music "
-                         f"that owes nobody pay somebody; mend it by `lumina calibrate {self.store.path}`.")
+        if by is None and self.recipe.gate.decides == 'calibrated':
+            found.append(f"Chance was not measured ({self._outside.missing[RECORDING]}): the printed gate decides, "
+                         "which lets music that owes nobody pay somebody; mend it by `lumina calibrate "
+                         f"{self.store.path}`.")
+        elif by not in (kind, None) and self.recipe.gate.decides == 'calibrated':
+            found.append("Chance is measured by recordings alone: what a model makes lies closer to a catalogue than "
+                         "recordings do, so that a generation that owes nobody may pay somebody. Where there is a "
+                         "model of other songs with this codec, `lumina calibrate … --generations-of MODEL` mends it.")
         if identity.trained_on_hash is None:
             found.append("It is not known what this checkpoint was trained on: the shares compare likeness in the "
                          "model, not proven training influence.")
@@ -369,38 +376,6 @@ class Attributor:
         self._waiting = len(fingerprinted) - len(ids)
         return agreed[-1:] if self.recipe.checkpoints == 'last' else agreed
 
-    def _load_outside(self) -> tp.Tuple[tp.Optional[tp.List[StoredNull]], str]:
-        """Per checkpoint the same outside songs, without any that the catalogue holds by now; or why there are none."""
-        nulls: tp.List[StoredNull] = []
-        for checkpoint in self.checkpoints:
-            null = self.store.null(checkpoint)
-            if null is None:
-                return None, f"checkpoint {checkpoint.name} of this store has no outside songs"
-            nulls.append(null)
-        known = {track.sha256 for track in self.store.tracks}
-        common = set.intersection(*({song.sha256 for song in null.songs} - known for null in nulls))
-        needed = songs_needed(self.recipe.gate.rate)
-        if len(common) < needed:
-            return None, (f"this store's checkpoints share {len(common)} outside songs, where {needed} are needed")
-        kept = []
-        for null in nulls:
-            rows = {song.sha256: row for row, song in enumerate(null.songs)}
-            index = [rows[name] for name in sorted(common)]
-            kept.append(StoredNull([null.songs[row] for row in index],
-                                   {channel: tensor[index] for channel, tensor in null.vectors.items()}, null.origin))
-        return kept, ''
-
-    def _load_null(self, channel: str, scorers: tp.Sequence[tp.Mapping[str, Scorer]], ids: tp.Sequence[str]
-                   ) -> tp.Tuple[tp.Optional[Null], tp.Optional[Diagnosis]]:
-        """What the outside songs score against a channel's songs, by the recipe's score over the checkpoints."""
-        if self._outside is None:
-            return None, None
-        total: tp.Any = 0.
-        for each, null in zip(scorers, self._outside, strict=True):  # one after the other: each is [n, N]
-            total = total + score_together([each[self.recipe.scoring.method]], null.vectors[channel].numpy())[0]
-        total /= len(scorers)
-        return Null(total), diagnose_store(total, ids)
-
     def _load_channel(self, channel: str) -> _Channel:
         """Songs are left in the store's mapped files; only what the scores keep of them is in memory."""
         ids: tp.List[str] = []
@@ -412,10 +387,10 @@ class Attributor:
         names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
         unit = not self.recipe.projection.keeps_lengths
         scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge, unit=unit) for songs in matrices]
-        null = self._load_null(channel, scorers, ids)
+        chances = self._outside.chances(channel, scorers, self.recipe.scoring.method, ids)
         if self.recipe.gate.noise_floor == 'theory':
-            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)', *null)
-        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured', *null)
+            return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)', chances)
+        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured', chances)
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""

@@ -77,7 +77,8 @@ def _set(keys: tp.Dict[str, tp.Any], setting: str) -> None:
 def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]] = None,
                       out: tp.Optional[tp.Union[str, Path]] = None, recipe: tp.Optional[Recipe] = None,
                       strict: bool = False, device: tp.Optional[str] = None, batch_size: int = 8,
-                      update: bool = False, outside: tp.Optional[str] = None) -> FingerprintStore:
+                      update: bool = False, outside: tp.Optional[str] = None,
+                      generations_of: tp.Optional[str] = None) -> FingerprintStore:
     """Fingerprint a catalogue with a trained model, outside of any training.
 
     For a dora run, every checkpoint whose weights an earlier pass kept is used (the last alone where the recipe says
@@ -89,13 +90,14 @@ def fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Uni
         LuminaError: when something needed is missing or does not fit an existing store.
     """
     with Workers.here() as workers:
-        return _fingerprint_model(source, catalogue, out, recipe, strict, device, batch_size, update, outside, workers)
+        return _fingerprint_model(source, catalogue, out, recipe, strict, device, batch_size, update, outside,
+                                  generations_of, workers)
 
 
 def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Union[str, Path]],
                        out: tp.Optional[tp.Union[str, Path]], recipe: tp.Optional[Recipe], strict: bool,
                        device: tp.Optional[str], batch_size: int, update: bool, outside: tp.Optional[str],
-                       workers: Workers) -> FingerprintStore:
+                       generations_of: tp.Optional[str], workers: Workers) -> FingerprintStore:
     compat.install()
     from .calibration import songs_needed
     from .catalogue import Catalogue
@@ -132,7 +134,7 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
     beside = None
     if workers.first:
         beside = outside_of_run(folder, FingerprintStore.open(path), tokenizer, songs_needed(recipe.gate.rate),
-                                songs=outside)
+                                songs=outside, generations_of=generations_of)
     for info, weights in _checkpoints(folder, recipe, musicgen):
         fingerprinter = Fingerprinter(musicgen.lm, recipe, weights, batch_size=batch_size)
         if workers.first:

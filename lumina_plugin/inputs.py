@@ -31,10 +31,10 @@ def resolve_paths(cfg: omegaconf.DictConfig) -> None:
         value = omegaconf.OmegaConf.select(cfg, key)
         if value and value not in (GENERATED, NONE):
             omegaconf.OmegaConf.update(cfg, key, git_save.to_absolute_path(os.path.expanduser(value)))
-    for key in ('continue_from', 'compression_model_checkpoint'):
+    for key in ('continue_from', 'compression_model_checkpoint', 'fingerprint.generations_of'):
         value = omegaconf.OmegaConf.select(cfg, key)
-        if value:
-            cfg[key] = absolute_source(value)
+        if value and value != NONE:
+            omegaconf.OmegaConf.update(cfg, key, absolute_source(value))
 
 
 def absolute_source(name: str, start: tp.Optional[Path] = None) -> str:
@@ -257,6 +257,7 @@ def _check_fingerprints(cfg: omegaconf.DictConfig, folder: Path) -> None:
             "then fingerprint by the same overrides with fsdp.use=false execute_only=fingerprint "
             f"continue_from={_SIG}{folder.name}.")
     _check_outside(cfg, recipes)
+    _check_generator(cfg)
     from .passes import store_path
     from .store import FingerprintStore
     for recipe in recipes:
@@ -284,3 +285,15 @@ def _check_outside(cfg: omegaconf.DictConfig, recipes: tp.Sequence[Recipe]) -> N
         expect_enough(where, max(songs_needed(recipe.gate.rate) for recipe in recipes))
     except LuminaError as error:
         raise LuminaError(f"fingerprint.outside is not usable: {error}") from None
+
+
+def _check_generator(cfg: omegaconf.DictConfig) -> None:
+    """LuminaError where the model is not there whose generations shall measure chance."""
+    name = omegaconf.OmegaConf.select(cfg, 'fingerprint.generations_of')
+    if name in (None, '', NONE):
+        return
+    from .models import expect_model
+    try:
+        expect_model(name)
+    except LuminaError as error:
+        raise LuminaError(f"fingerprint.generations_of is not usable: {error}") from None

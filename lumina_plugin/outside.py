@@ -1,6 +1,7 @@
-"""Songs outside of the catalogue, which chance is measured by: recordings that the model never saw, or generated ones.
+"""Songs outside of the catalogue, which chance is measured by: recordings that the model never saw, or rendered ones.
 
-Of each the first chunk with sound is one query that owes nobody: without text, without prompt, encoded once.
+Of each the first chunk with sound is one query that owes nobody: without text, without prompt, encoded once. What a
+model generates is compared with generations instead (`outside_generations`).
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from .fingerprint import spread
 from .hashing import codes_hash
 from .inputs import GENERATED, NONE
 from .prepared import progress_bar
-from .store import FingerprintStore
+from .store import RECORDING, FingerprintStore
 from .tokens import CodeChunk, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,21 @@ _MADE = 'songs that the embedded generator made'
 
 @dataclasses.dataclass(frozen=True)
 class OutsideSong:
-    """A song as one query. `chunk` is its first with sound; `sha256` that of its file, or of its samples."""
+    """A song as one query.
+
+    Args:
+        id (str): Unique. sha256 (str): Of its file, of its samples or, of a generation, of its codes.
+        chunk (CodeChunk): Its first with sound.
+        kind (str): 'recording' or 'generation'.
+        prompt_frames (int): So many frames of a generation were given; they are left out.
+        text (str, optional): That a generation was made under.
+    """
     id: str
     sha256: str
     chunk: CodeChunk
+    kind: str = RECORDING
+    prompt_frames: int = 0
+    text: tp.Optional[str] = None
 
     @property
     def codes_hash(self) -> str:
@@ -48,9 +60,11 @@ class OutsideSong:
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """Songs outside of the catalogue, and in words where they come from."""
+    """Songs outside of the catalogue, and in words where they come from: recordings, and generations if there are."""
     songs: tp.List[OutsideSong]
     origin: str
+    generations: tp.List[OutsideSong] = dataclasses.field(default_factory=list)
+    generator: str = ''
 
 
 def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer: Tokenizer, needed: int = MIN_SONGS,

@@ -214,11 +214,11 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
         name='paper', objective='cross_entropy', block_norm=False, checkpoints='last', mask_prompt=False,
         projection=dict(kind='random', dim=512, center=False, residual_dim=0),
         scoring=dict(method='kernel', ridge=0.01), gate=dict(noise_floor='theory')),
-    # What retraining shows to be nearest to the truth (docs/validation.md): margin gradients of attention and loss
-    # gradients of the output linears, weights of length 1 each, all checkpoints, kernel regression with a ridge that
-    # smooths, on a projection fitted to the songs.
+    # What retraining and known causes show to be nearest to the truth (docs/validation.md): margin gradients, those of
+    # each weight brought to length 1, all checkpoints, and kernel regression with a ridge that smooths, on a projection
+    # fitted to the songs.
     'default': dict(
-        name='default', objective={'P': 'margin', 'M': 'cross_entropy'}, block_norm=True, checkpoints='all',
+        name='default', objective='margin', block_norm=True, checkpoints='all',
         mask_prompt=True, prompt_apart=True, query_phases=4,
         projection=dict(kind='fitted', dim=512, block_width={'P': 64, 'M': 256}, center=False, residual_dim=None),
         scoring=dict(method='kernel', ridge=0.3), gate=dict(kind='calibrated', noise_floor='measured')),

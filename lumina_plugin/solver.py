@@ -29,9 +29,10 @@ from .channels import resolve_channels
 from .errors import LuminaError
 from .fingerprint import Fingerprinter
 from .hashing import state_hash
-from .inputs import BORROWED, absolute_source, recipes_of
-from .models import licence_note, run_config, run_stores
-from .null_pass import recordings_of, run_null
+from .inputs import BORROWED, recipes_of
+from .models import licence_note
+from .null_pass import recordings_of, run_null, with_generations
+from .origins import Origin, origins_of, songs_hash
 from .outside import Outside, gather
 from .passes import make_identity, open_or_create, run_pass, store_path
 from .prepared import PreparedCatalogue, estimate, prepare, progress_bar
@@ -276,18 +277,21 @@ class LuminaMusicGenSolver(MusicGenSolver):
         workers.barrier()
         metrics = run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
         if workers.first:
-            self._measure_chance(fingerprinter, prepared.tokenizer, FingerprintStore.open(path), info.name)
+            self._measure_chance(fingerprinter, prepared, FingerprintStore.open(path), info.name)
         workers.barrier()
         return metrics
 
-    def _measure_chance(self, fingerprinter: Fingerprinter, tokenizer: Tokenizer, store: FingerprintStore,
+    def _measure_chance(self, fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: FingerprintStore,
                         checkpoint: str) -> None:
         """Fingerprint the outside songs, which are read once, beside the catalogue's."""
         recipe, source = fingerprinter.recipe, self.cfg.datasource
         wanted = (recipe.chunk_seconds, recipe.silence_db, recipe.gate.rate)
         if self._outside is None or self._outside[0] != wanted:
-            found = gather(self.cfg.fingerprint.get('outside'), store, tokenizer, songs_needed(recipe.gate.rate),
-                           valid=source.get('valid'), seen=frozenset(recordings_of(source.get('train'))))
+            needed, tokenizer, catalogue = songs_needed(recipe.gate.rate), prepared.tokenizer, prepared.catalogue
+            found = gather(self.cfg.fingerprint.get('outside'), store, tokenizer, needed, valid=source.get('valid'),
+                           seen=frozenset(recordings_of(source.get('train'))))
+            found = with_generations(found, store, tokenizer, needed, self.cfg.fingerprint.get('generations_of'),
+                                     self._origins[1:] if self._borrows else self._origins, catalogue, str(self.device))
             self._outside = (wanted, found)
         if self._outside[1] is not None:
             run_null(fingerprinter, self._outside[1], store, checkpoint)
@@ -317,76 +321,16 @@ class LuminaMusicGenSolver(MusicGenSolver):
         elif self.cfg.fingerprint.catalogue in (None, self.cfg.datasource.train):
             trained_on = prepared.catalogue.hash
         else:
-            trained_on = _songs_hash(self.cfg.datasource.train)
+            trained_on = songs_hash(self.cfg.datasource.train)
         model_id = ' from '.join([f'dora:{self.xp.sig}', *(origin.words for origin in origins)])
         licences = [note for note in (licence_note(origin.name) for origin in origins) if note]
         return make_identity(model_id, self.model, codecs.codec_hash(self.compression_model), recipe,
                              prepared.catalogue, trained_on, ' '.join(licences) or None)
 
     @functools.cached_property
-    def _origins(self) -> tp.List['_Origin']:
+    def _origins(self) -> tp.List[Origin]:
         """The models that this one's training started from, nearest first."""
-        return _origins(self.cfg.continue_from, Path(self.folder).parent)
-
-
-class _Origin(tp.NamedTuple):
-    """A model that another was trained on from, and the hash of the songs that it learnt itself, where known."""
-    name: str
-    trained_on: tp.Optional[str] = None
-
-    @property
-    def words(self) -> str:
-        return self.name + (f' (trained on {self.trained_on[:12]})' if self.trained_on else '')
-
-
-def _origins(source: tp.Optional[str], runs: Path) -> tp.List[_Origin]:
-    """Follow `continue_from` through the configurations of runs and exported folders.
-
-    Args:
-        source (str, optional): The key's value. runs (Path): Folder that holds runs by their signatures.
-    """
-    found: tp.List[_Origin] = []
-    seen: tp.Set[str] = set()
-    while source and source not in seen:
-        seen.add(source)
-        exported = source.startswith('//pretrained/')
-        name = source.removeprefix('//pretrained/')
-        folder = runs / name.removeprefix('//sig/') if name.startswith('//sig/') else Path(name)
-        folder = folder.parent if folder.is_file() else folder
-        source = None
-        if exported and (folder / 'state_dict.bin').is_file():
-            state = torch.load(folder / 'state_dict.bin', map_location='cpu', mmap=True, weights_only=True)
-            source = omegaconf.OmegaConf.create(state['xp.cfg']).get('continue_from')
-            found.append(_Origin(name))
-        elif not exported and (folder / '.hydra' / 'config.yaml').is_file():
-            source = run_config(folder).get('continue_from')
-            source = absolute_source(source, _started_in(folder)) if source else None
-            found.append(_Origin(f'dora:{folder.name}', _trained_on(folder)))
-        else:
-            found.append(_Origin(name))
-    return found
-
-
-def _trained_on(run: Path) -> tp.Optional[str]:
-    """Hash of a run's own training songs: as its store has it, else from its manifest; None where that has moved."""
-    for path in run_stores(run):
-        return FingerprintStore.open(path).identity.trained_on_hash
-    train = run_config(run).datasource.get('train')
-    return _songs_hash(str(_started_in(run) / train)) if train else None
-
-
-def _started_in(run: Path) -> Path:
-    """The folder from which relative paths of a run's configuration are seen."""
-    facts = omegaconf.OmegaConf.load(run / '.hydra' / 'hydra.yaml')
-    return Path(omegaconf.OmegaConf.select(facts, 'hydra.runtime.cwd'))
-
-
-def _songs_hash(manifest: str) -> tp.Optional[str]:
-    """Hash of a catalogue, None where it is not there any more."""
-    try:
-        return Catalogue.from_manifest(manifest).hash
-    except LuminaError:
-        return None
+        return origins_of(self.cfg.continue_from, Path(self.folder).parent)
 
 
 def _expect(key: str, configured: tp.Any, found: tp.Any) -> None:

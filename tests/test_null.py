@@ -4,18 +4,21 @@ import itertools
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from lumina_plugin.attribution import Attributor
 from lumina_plugin.audio import load_audio
+from lumina_plugin.chance import OutsideSongs
 from lumina_plugin.conditions import attributes_for
 from lumina_plugin.embedded import endless_songs, heldout_songs, training_songs
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.gradients import Example
 from lumina_plugin.null_pass import calibrate
 from lumina_plugin.outside import SEED, gather
+from lumina_plugin.scoring import fit_scorers
 from lumina_plugin.store import FingerprintStore, StoredNull, export, merge
 from lumina_plugin.tokens import Tokenizer
 
@@ -201,8 +204,13 @@ def test_tools_carry_the_null(store, tmp_path):
 def test_an_outside_song_that_joined_the_catalogue_is_left_out(store, studio):
     outside = store.null('epoch-0002').songs
     store.add_tracks([{'id': 'joined', 'sha256': outside[0].sha256}])
-    kept, reason = attributor(studio, store)._load_outside()
+    found = OutsideSongs(store, store.checkpoints, .05)
     if len(outside) > 64:
-        assert len(kept[0].songs) == len(outside) - 1 and not reason
+        assert found.kind_for('generation') == found.kind_for('recording') == 'recording'
+        ids = [track.id for track in store.tracks if track.status == 'ok' and track.id != 'joined']
+        scorers = [fit_scorers(['cosine'], np.concatenate([rows for _, rows in store.iter_vectors(
+            record.name, 'P', partial=True)])) for record in store.checkpoints]
+        chance = found.chances('P', scorers, 'cosine', ids)['recording']
+        assert chance.null.outside == len(outside) - 1 and chance.origin == 'songs of outside'
     else:
-        assert kept is None and 'share 63 outside songs' in reason
+        assert found.kind_for('recording') is None and 'share 63 outside songs' in found.missing['recording']

@@ -40,8 +40,8 @@ def test_those_changes_are_of_every_key_that_changes_a_vector():
 HASHES = {  # of the presets, as stores carry them
     'paper': ('a8c998221613294d04165027f3dd2dae1cab9e7429c4d2c86d1ccd95e90571cc',
               'd4da41f90dd6eb195b1b46bf63b695a92b0f3111235528fb0ccfe124b93bd9d6'),
-    'default': ('dd404dedd0408334d76a901dd40841d9acd51e5feddabc094f83aab83a808b12',
-                'a7c2120bfc196dcb67513ccf0413b486e4ab7b62b7a023ad1a3812677e8ef340')}
+    'default': ('d1ef09a41e762a955d721df959d14c7bef840b35551185f2abd07cf2b16a21f1',
+                'cc2cf706fca4c847b4a416ec403221495de28c8cfdd04f52c531faaff5df5806')}
 
 
 @pytest.mark.parametrize('name', HASHES)

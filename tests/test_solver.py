@@ -15,6 +15,7 @@ from lumina_plugin.errors import LuminaError
 compat.install()
 
 from lumina_plugin import solver as solvers  # noqa: E402  (after the shims)
+from lumina_plugin.origins import origins_of  # noqa: E402
 
 
 @pytest.fixture
@@ -54,12 +55,12 @@ def test_a_chain_of_runs_is_followed_to_the_hub_and_never_in_circles(tmp_path):
     run('b', './c/checkpoint.th')  # seen from where that run was started
     run('c', '//pretrained/facebook/musicgen-medium')
     (tmp_path / 'c' / 'checkpoint.th').touch()
-    names = [origin.name for origin in solvers._origins('//sig/a', tmp_path)]
+    names = [origin.name for origin in origins_of('//sig/a', tmp_path)]
     assert names == ['dora:a', 'dora:b', 'dora:c', 'facebook/musicgen-medium']
-    assert solvers._origins(None, tmp_path) == []
+    assert origins_of(None, tmp_path) == []
     run('d', '//sig/e')
     run('e', '//sig/d')
-    assert {origin.name for origin in solvers._origins('//sig/d', tmp_path)} == {'dora:d', 'dora:e'}
+    assert {origin.name for origin in origins_of('//sig/d', tmp_path)} == {'dora:d', 'dora:e'}
 
 
 class _Terminal(io.StringIO):

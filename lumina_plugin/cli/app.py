@@ -1,5 +1,6 @@
 """The commands of `lumina`. Nothing heavy is imported before a command needs it."""
 
+import collections
 import logging
 import os
 import shutil
@@ -34,6 +35,9 @@ _Model = tp.Annotated[tp.Optional[str], typer.Option(
 _Store = tp.Annotated[tp.Optional[Path], typer.Option(
     '--store', '-s', help="Fingerprint store; the one beside the run's checkpoints unless said.")]
 _Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
+_Generations = tp.Annotated[tp.Optional[str], typer.Option(
+    '--generations-of', help="A model of other songs with the same codec, whose generations measure chance for "
+                             "generations, or `none`; what the run was trained on from unless said.")]
 _Quiet = tp.Annotated[bool, typer.Option('--quiet', '-q', help="No progress and no notes, only results.")]
 
 
@@ -122,6 +126,7 @@ def fingerprint(
     outside: tp.Annotated[tp.Optional[str], typer.Option(
         help="Songs that the model never saw, to measure chance by: a folder, a manifest, `generated` or `none`; as "
              "the run's fingerprint.outside unless said.")] = None,
+    generations_of: _Generations = None,
     batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
     device: _Device = None,
 ) -> None:
@@ -129,7 +134,7 @@ def fingerprint(
     Several processes share the work: `torchrun --nproc-per-node 2 -m lumina_plugin fingerprint …`."""
     from ..catalogue_pass import fingerprint_model, recipe_for
     keys = recipe_for(model, recipe, settings or [])
-    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update, outside)
+    store = fingerprint_model(model, catalogue, out, keys, strict, device, batch_size, update, outside, generations_of)
     if os.environ.get('RANK', '0') != '0':
         return  # under torchrun one process speaks for all
     unusable = [track for track in store.tracks if track.status != 'ok']
@@ -148,6 +153,7 @@ def calibrate(
         help="Songs that the model never saw, 64 or more: a folder, a manifest or `generated`; as the run's "
              "fingerprint.outside unless said.")] = None,
     count: tp.Annotated[int, typer.Option(min=1, help="Songs to take.")] = 100,
+    generations_of: _Generations = None,
     batch_size: tp.Annotated[int, typer.Option(min=1, help="Chunks of 10 s per pass.")] = 8,
     model: tp.Annotated[tp.Optional[str], typer.Option(
         '--model', '-m', help="What the store was made with, where it lies in no run.")] = None,
@@ -155,16 +161,20 @@ def calibrate(
 ) -> None:
     """Give a store what its reports tell chance by: fingerprints of songs outside of the catalogue.
 
-    A training makes them by itself; this is for stores that have none, or with other songs. Called again it changes
-    nothing.
+    A training makes them by itself; this is for stores that have none, or with other songs. A recording is judged by
+    recordings, a generation by generations of a model of other songs. Called again it changes nothing.
     """
+    from ..chance import KINDS
     from ..null_pass import calibrate as calibrate_stores
-    done = calibrate_stores(source, None if songs is None else str(songs), count, model, device, batch_size)
+    done = calibrate_stores(source, None if songs is None else str(songs), count, model, device, batch_size,
+                            generations_of)
     for store, checkpoints in done.items():
         null = next((null for null in map(store.null, store.checkpoints) if null is not None), None)
         if null is not None:
-            print(f"{store.path}: chance is measured by {len(null.songs)} {null.origin}, at "
-                  f"{len(checkpoints)} checkpoints anew, hash {store.hash[:12]}")
+            counts = collections.Counter(song.kind for song in null.songs)
+            words = ' and '.join(f'{counts[kind]} {null.words(kind)}' for kind in KINDS if counts[kind])
+            print(f"{store.path}: chance is measured by {words}, at {len(checkpoints)} checkpoints anew, hash "
+                  f"{store.hash[:12]}")
 
 
 @app.command()

@@ -32,10 +32,10 @@ Needs torch, safetensors, numpy, pydantic and pyarrow only; pyarrow is imported 
 from .export import export
 from .folder import FingerprintStore
 from .merge import merge
-from .null import OutsideRecord, StoredNull
+from .null import GENERATION, RECORDING, Kind, OutsideRecord, StoredNull
 from .part import StorePart
 from .records import CheckpointInfo, Identity, TrackRecord
 from .writer import StoreWriter
 
-__all__ = ["CheckpointInfo", "FingerprintStore", "Identity", "OutsideRecord", "StorePart", "StoreWriter", "StoredNull",
-           "TrackRecord", "export", "merge"]
+__all__ = ["GENERATION", "RECORDING", "CheckpointInfo", "FingerprintStore", "Identity", "Kind", "OutsideRecord",
+           "StorePart", "StoreWriter", "StoredNull", "TrackRecord", "export", "merge"]

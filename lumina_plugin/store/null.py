@@ -1,8 +1,9 @@
 """Fingerprints of songs outside of the catalogue, beside a checkpoint's own: what its chance is measured by.
 
 `<checkpoint>/null-<digest>.safetensors` holds per channel C a tensor "C" [n, D] (fp32), and in its header the n songs
-(id, SHA-256 of the audio, hash of the codes), where they come from, and the weights, recipe and projections that they
-were fingerprinted with. The manifest names it with its SHA-256, so that another null makes another store hash.
+(id, kind, SHA-256 of the audio or of a generation's codes, hash of the codes), where they come from, and the weights,
+recipe and projections that they were fingerprinted with. The manifest names it with its SHA-256, so that another null
+makes another store hash.
 """
 
 import typing as tp
@@ -19,22 +20,33 @@ if tp.TYPE_CHECKING:
     from .folder import FingerprintStore
 
 PATTERN = "null-*.safetensors"
+Kind = tp.Literal["recording", "generation"]
+RECORDING: tp.Final = "recording"
+GENERATION: tp.Final = "generation"
 
 
 class OutsideRecord(Record):
-    """A song outside of the catalogue, of which the first chunk with sound was fingerprinted."""
+    """A song outside of the catalogue, of which the first chunk with sound was fingerprinted: a recording, or what a
+    model made that was trained on other songs alone."""
 
     id: str
     sha256: str
     codes_hash: str
+    kind: Kind = RECORDING
 
 
 class StoredNull(tp.NamedTuple):
-    """A checkpoint's outside songs. `origin` says in words where they come from; vectors are [n, D] by channel."""
+    """A checkpoint's outside songs; vectors are [n, D] by channel. `origin` says in words where recordings come from,
+    `generator` where generations do."""
 
     songs: tp.List[OutsideRecord]
     vectors: shards.Tensors
     origin: str
+    generator: str = ""
+
+    def words(self, kind: Kind) -> str:
+        """Where the songs of a kind come from."""
+        return self.generator if kind == GENERATION else self.origin
 
 
 def save(store: "FingerprintStore", name: str, null: StoredNull) -> str:
@@ -48,8 +60,8 @@ def save(store: "FingerprintStore", name: str, null: StoredNull) -> str:
     with store.lock:
         store.reload()
         record = store.checkpoint(name)
-        body = {"kind": "null", "origin": null.origin, "songs": [song.model_dump(mode="json") for song in null.songs],
-                **_made_with(store.manifest, record)}
+        body = {"kind": "null", "origin": null.origin, "generator": null.generator,
+                "songs": [song.model_dump(mode="json") for song in null.songs], **_made_with(store.manifest, record)}
         data = shards.encode(vectors, body)
         digest = files.sha256(data)
         ref = NullRef(file=f"{name}/null-{digest[:8]}.safetensors", sha256=digest, songs=len(null.songs))
@@ -80,7 +92,7 @@ def read(path: Path, manifest: Manifest, record: CheckpointInfo) -> StoredNull:
     except (KeyError, TypeError, pydantic.ValidationError) as error:
         reason = explain(error) if isinstance(error, pydantic.ValidationError) else str(error)
         raise shards.Damaged(f"{path} is damaged: {reason}") from error
-    return StoredNull(songs, vectors, str(body.get("origin", "")))
+    return StoredNull(songs, vectors, str(body.get("origin", "")), str(body.get("generator", "")))
 
 
 def found(folder: Path, manifest: Manifest, record: CheckpointInfo) -> tp.Optional[NullRef]:

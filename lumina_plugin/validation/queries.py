@@ -8,13 +8,14 @@ from torch import nn
 
 from ..catalogue import Track
 from ..conditions import attributes_for
-from ..errors import LuminaError
 from ..fingerprint import spread
+from ..generations import DEFAULT, TOGETHER, Sampling, generate_codes
 from ..gradients import Example
 from ..tokens import Tokenizer
 
+__all__ = ['FAMILIES', 'Query', 'Sampling', 'continuations', 'free_generations', 'recordings', 'standard_queries']
+
 FAMILIES = ('free', 'continued', 'heldout', 'songs')
-TOGETHER = 16  # generations at once
 Progress = tp.Callable[[range], tp.Iterable[int]]
 
 
@@ -42,31 +43,19 @@ class Query:
                        attributes_for(lm, self.text))
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How generations are drawn, as in MusicGen.
-
-    A small model at MusicGen's own temperature of 1 draws much that is nobody's music; these settings keep to what it
-    has learnt.
-    """
-    temperature: float = 0.6
-    top_k: int = 50
-    seed: int = 0
-
-
-def free_generations(lm: nn.Module, count: int, frames: int, sampling: Sampling = Sampling(),
+def free_generations(lm: nn.Module, count: int, frames: int, sampling: Sampling = DEFAULT,
                      progress: Progress = iter) -> tp.List[Query]:
     """Unconditional generations."""
     queries = []
     for first in progress(range(0, count, TOGETHER)):
         n = min(TOGETHER, count - first)
-        codes = _generate(lm, None, [None] * n, frames, sampling, first)
+        codes = generate_codes(lm, None, [None] * n, frames, sampling, first)
         queries += [Query(f'free-{first + i:03d}', 'free', one) for i, one in enumerate(codes)]
     return queries
 
 
 def continuations(lm: nn.Module, songs: tp.Sequence[Query], prompt_frames: int, frames: int, with_text: bool = False,
-                  sampling: Sampling = Sampling(), progress: Progress = iter) -> tp.List[Query]:
+                  sampling: Sampling = DEFAULT, progress: Progress = iter) -> tp.List[Query]:
     """A continuation of the beginning of each song that is longer than the prompt.
 
     Args:
@@ -79,7 +68,7 @@ def continuations(lm: nn.Module, songs: tp.Sequence[Query], prompt_frames: int, 
         group = usable[first:first + TOGETHER]
         prompts = torch.stack([song.codes[:, :prompt_frames] for song in group])
         texts = [song.text if with_text else None for song in group]
-        codes = _generate(lm, prompts, texts, frames, sampling, first)
+        codes = generate_codes(lm, prompts, texts, frames, sampling, first)
         queries += [Query(f'continued-{song.source}', 'continued', one, prompt_frames, song.source, text)
                     for song, one, text in zip(group, codes, texts, strict=True)]
     return queries
@@ -96,26 +85,8 @@ def recordings(catalogue: tp.Iterable[Track], tokenizer: Tokenizer, family: str,
                   track.id if own else None, track.description if own else None) for track in catalogue]
 
 
-@torch.no_grad()
-def _generate(lm: tp.Any, prompts: tp.Optional[torch.Tensor], texts: tp.Sequence[tp.Optional[str]], frames: int,
-              sampling: Sampling, first: int) -> torch.Tensor:
-    """Codes [n, K, T]; the draws depend on the seed and on the number of the first query of the batch."""
-    if not 0 < frames:
-        raise LuminaError(f"Generations of {frames} frames cannot be made; ask for at least one.")
-    device = next(lm.parameters()).device
-    training = lm.training
-    lm.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
-        torch.manual_seed(sampling.seed * 100_003 + first)
-        codes = lm.generate(None if prompts is None else prompts.to(device),
-                            [attributes_for(lm, text) for text in texts], max_gen_len=frames, use_sampling=True,
-                            temp=sampling.temperature, top_k=min(sampling.top_k, lm.card))
-    lm.train(training)
-    return codes.cpu()
-
-
 def standard_queries(lm: nn.Module, songs: tp.Sequence[Query], heldout: tp.Sequence[Query], frames: int,
-                     prompt_frames: int, each: int, sampling: Sampling = Sampling()) -> tp.List[Query]:
+                     prompt_frames: int, each: int, sampling: Sampling = DEFAULT) -> tp.List[Query]:
     """`each` of every family: free generations, continuations of songs spread over the catalogue, songs held out."""
     long_enough = [song for song in songs if song.codes.shape[-1] >= frames]
     return [*free_generations(lm, each, frames, sampling),
