@@ -129,8 +129,11 @@ def false_payments(
     refused: tp.List[str] = []
     for opened in open_stored(model or [], out, device):
         families = {'recordings': module.strangers_of(opened, manifest)}
+        whole, files = module.files_of(opened, manifest)
+        if whole:
+            families[module.WHOLE] = whole
         if source is not None:
             families['generations'] = module.others_of(opened, source, each, seconds)
-        found, why = module.measure(opened, families, opened.continued(prompt))
+        found, why = module.measure(opened, families, opened.continued(prompt), files)
         rows, refused = rows + found, refused + why
     _done(result.markdown(rows, refused), result.save_false_payments(out, rows, refused))

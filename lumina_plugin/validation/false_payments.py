@@ -27,8 +27,10 @@ from .queries import Query, recordings
 from .results import kept_parts, wilson
 from .truth import FloatArray
 
+WHOLE = 'whole files'  # a family: recordings from their beginning to their end, as `lumina attribute` reads them
 EACH = 32  # free generations of the other model, and as many continuations of its own songs
 OWN, MASKED, COUNTED = 'own', 'masked', 'counted'  # how a prompt is read: as the recipe says, left out, counted
+_VERSION = 2  # of what is asked about a query: kept payments of another are measured again
 ANY, SOURCES = 'any', 'continuations'  # a channel, and a family: of the model's own songs
 
 
@@ -94,6 +96,14 @@ def strangers_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.List[Query
             raise LuminaError(f"{track.path} is {known[track.sha256]} of a store of {opened.run.name}, which knows it; "
                               "name recordings by --strangers that are in no catalogue and set no gate.")
     return recordings(catalogue, opened.tokenizer, 'heldout', opened.frames(SECONDS))
+
+
+def files_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.Tuple[tp.List[Query], tp.Dict[str, Path]]:
+    """Those of a manifest's recordings that are longer than a chunk, whole, and where they lie by the queries' ids."""
+    tracks = [track for track in Catalogue.from_manifest(manifest) if track.duration > SECONDS
+              and not opened.tokenizer.file(track.path, track.sha256).silent]
+    queries = recordings(tracks, opened.tokenizer, 'heldout', 1 << 30)
+    return queries, {query.id: track.path for query, track in zip(queries, tracks, strict=True)}
 
 
 def _recordings_of(opened: Opened) -> tp.Dict[str, str]:
@@ -169,29 +179,32 @@ class _Remembering(Attributor):
         return self._made[key]
 
 
-def payments(opened: Opened, attributor: Attributor, queries: tp.Sequence[Query], readings: tp.Sequence[str], label: str
-             ) -> tp.Dict[str, FloatArray]:
+def payments(opened: Opened, attributor: Attributor, queries: tp.Sequence[Query], readings: tp.Sequence[str],
+             label: str, files: tp.Optional[tp.Mapping[str, Path]] = None) -> tp.Dict[str, FloatArray]:
     """What every query pays, kept as it is found: by 'reading/channel/figure', [Q] each.
 
     Figures are the sum of all shares, the number of songs paid and the share of the query's source (0 without one).
 
     Args:
         readings (sequence of str): `OWN`, or for continuations `MASKED` and `COUNTED`.
+        files (dict, optional): By query, the file that is attributed in place of its codes.
     """
-    facts = ['payments', attributor.store.hash, attributor.recipe.hash, query_facts(queries),
+    facts = ['payments', _VERSION, bool(files), attributor.store.hash, attributor.recipe.hash, query_facts(queries),
              [query.source for query in queries], list(readings)]
 
     def columns(some: tp.Sequence[Query]) -> tp.Dict[str, FloatArray]:
-        rows = [_payment(attributor, query, readings) for query in some]
+        rows = [_payment(attributor, query, readings, (files or {}).get(query.id)) for query in some]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return kept_parts(opened.out / KEPT, facts, queries, columns, label)
 
 
-def _payment(attributor: Attributor, query: Query, readings: tp.Sequence[str]) -> tp.Dict[str, float]:
+def _payment(attributor: Attributor, query: Query, readings: tp.Sequence[str], file: tp.Optional[Path] = None
+             ) -> tp.Dict[str, float]:
     seconds = query.prompt_frames / attributor.tokenizer.frame_rate
-    report = attributor.attribute_codes(query.codes, attributes_for(attributor.lm, query.text), QueryFacts(
-        query.id, 'continuation' if seconds else 'generation', query.text, prompt_song_id=query.source,
-        prompt_seconds=seconds))
+    kind = 'file' if query.family == 'heldout' else 'continuation' if seconds else 'generation'
+    facts = QueryFacts(query.id, tp.cast(tp.Any, kind), query.text, prompt_song_id=query.source, prompt_seconds=seconds)
+    report = (attributor.attribute_codes(query.codes, attributes_for(attributor.lm, query.text), facts) if file is None
+              else attributor.attribute_file(file))
     read = {OWN: report.channels}
     if report.other_reading is not None:
         counted = report.other_reading.prompt_counted
@@ -215,12 +228,13 @@ def _expect_gate(attributor: Attributor, query: Query) -> None:
                           "one would decide; calibrate it first.")
 
 
-def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sources: tp.Sequence[Query]
-            ) -> tp.Tuple[tp.List[Paid], tp.List[str]]:
+def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sources: tp.Sequence[Query],
+            files: tp.Optional[tp.Mapping[str, Path]] = None) -> tp.Tuple[tp.List[Paid], tp.List[str]]:
     """What every store and gate of a run pays for queries that owe nothing, and for continuations of its songs.
 
     Args:
         families (dict): By name, queries that owe nothing. sources (sequence of Query): Continuations of songs.
+        files (dict, optional): By query of the family `WHOLE`, the file that is attributed.
     Returns:
         list of Paid. list of str: Why a gate could not be tried, a sentence each.
     Raises:
@@ -246,7 +260,8 @@ def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sourc
                 continue
             for family, queries in [*families.items(), (SOURCES, sources)]:
                 readings = (MASKED, COUNTED) if family == SOURCES else (OWN,)
-                found = payments(opened, attributor, queries, readings, f'{name}, {family}, {opened.title}')
+                found = payments(opened, attributor, queries, readings, f'{name}, {family}, {opened.title}',
+                                 files if family == WHOLE else None)
                 rows += [row for reading in readings
                          for row in _paid(opened.title, store, gate, recipe, family, reading, found)]
     if not rows:

@@ -19,7 +19,7 @@ PRETRAINING, CALIBRATION, STRANGERS = 400, 100, 100  # further songs: to pretrai
 def build_songs(work: Path, jobs: int = 2) -> Path:
     """The suite's songs below a folder: `songs/egs/{train,heldout,pretraining,calibration,strangers}`.
 
-    The first two and the last two are excerpts of ten seconds, those to pretrain on whole songs. No song is in two.
+    The first two and those to calibrate by are excerpts of ten seconds, the others whole songs. No song is in two.
     """
     extra = PRETRAINING + CALIBRATION + STRANGERS
     songs = build_excerpts(work, extra=extra, jobs=jobs)
@@ -27,7 +27,7 @@ def build_songs(work: Path, jobs: int = 2) -> Path:
     cut = _lines(songs / 'egs' / 'extra' / 'data.jsonl')
     first, second = PRETRAINING, PRETRAINING + CALIBRATION
     for split, lines in (('pretraining', whole[:first]), ('calibration', cut[first:second]),
-                         ('strangers', cut[second:extra])):
+                         ('strangers', whole[second:extra])):
         write_atomic(songs / 'egs' / split / 'data.jsonl', '\n'.join(lines) + '\n')
     return songs
 
@@ -60,8 +60,14 @@ def finished_run(work: Path, preset: str = 'validation') -> tp.Optional[Path]:
 
 
 def memorised_run(work: Path, songs: Path) -> Path:
-    """The second model, which knows its songs by heart: folder of the run; trained by `dora run` unless it is there."""
-    return dora_run(['solver=lumina/validation_memorised'], work, songs)
+    """The second model, which knows its songs by heart: folder of the run; trained by `dora run` unless it is there.
+
+    It starts from nothing, so that it is told by whose generations its own are judged: the pretrained model's, if that
+    is finished.
+    """
+    other = finished_run(work, 'validation_pretraining')
+    judged_by = [] if other is None else [f'fingerprint.generations_of={other}']
+    return dora_run(['solver=lumina/validation_memorised', *judged_by], work, songs)
 
 
 def dora_run(argv: tp.Sequence[str], work: Path, songs: Path) -> Path:
