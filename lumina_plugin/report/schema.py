@@ -110,7 +110,9 @@ class Calibration(_Part):
     decides: bool = Field(description="Whether it says who is paid; else the printed gate does.")
     rate: tp.Annotated[float, Field(gt=0, lt=1)] = Field(
         description="Of the songs that pass, the share that may do so by chance: a song passes with q_value <= rate.")
-    outside_songs: Count = Field(description="Songs outside of the catalogue, which owe nobody.")
+    outside_songs: Count = Field(
+        description="Pieces of music from outside of the catalogue that owe nobody: recordings for a file, generations "
+                    "for a generation where the store has them.")
     origin: str = Field(description="Where they come from, in words.")
     passing: Count = Field(description="Songs that pass the calibrated gate.")
     reliability: tp.Optional[Reliability] = None

@@ -166,8 +166,9 @@ def _why_nobody(channel: ChannelReport, silent: bool) -> str:
         return f'The store holds {count(channel.songs, "song")}; shares need at least 3 to compare with each other.'
     if channel.calibration is not None and channel.calibrated and not channel.calibration.passing:
         nearest = min(channel.rows, key=lambda row: (row.p_value or 0., row.rank))
-        return (f'No song stands out from what {count(channel.calibration.outside_songs, "song")} from outside the '
-                f'catalogue score: the nearest to that is {song(nearest)}, {_by_chance(channel, nearest)}.')
+        pieces = count(channel.calibration.outside_songs, 'piece')
+        return (f'No song stands out from what {pieces} of music from outside the catalogue score: the nearest to '
+                f'that is {song(nearest)}, {_by_chance(channel, nearest)}.')
     if channel.calibrated:
         return (f'{_passing(channel)}, but none has a score that stands out from the rest of the catalogue.')
     if not channel.passing:
@@ -212,7 +213,7 @@ def reliability(channel: ChannelReport) -> str:
         return ''
     verdict = 'no sign that the scores fail to tell music apart' if not found.doubts else (
         'do not rely on this channel, for ' + ' and '.join(_DOUBTS[doubt] for doubt in found.doubts))
-    return (f'Reliability: {verdict} (of {channel.calibration.outside_songs:,} outside songs, rankings agree by '
+    return (f'Reliability: {verdict} (of {channel.calibration.outside_songs:,} outside pieces, rankings agree by '
             f'{number(found.ranking_correlation, 2)}; one pattern explains {percent(found.rank_one_energy, 0)} of the '
             f'scores, in all there are {number(found.effective_rank, 0)}; the closest song would take '
             f'{percent(found.concentration, 0)}; skewness of hubs {number(found.hub_skewness, 1)}).')
