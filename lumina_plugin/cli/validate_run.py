@@ -108,9 +108,9 @@ def false_payments(
     out: _Out = OUT, model: _Models = None,
     strangers: tp.Annotated[tp.Optional[Path], typer.Option(
         help="Manifest of recordings that owe nobody; the suite's unless said.")] = None,
-    other: tp.Annotated[tp.Optional[str], typer.Option(
-        help="A dora run that was trained on other songs, whose generations owe nobody; the suite's pretrained one "
-             "unless said.")] = None,
+    other: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+        help="A dora run that was trained on other songs, whose generations owe nobody; may be repeated. The suite's "
+             "two unless said, one of which is trained first.")] = None,
     each: tp.Annotated[int, typer.Option(min=1, help="Free generations of --other, and as many continuations.")] = 32,
     seconds: _Seconds = 3., temperature: _Temperature = 0.6, with_text: _Text = True, count: _Count = None,
     device: _Device = None,
@@ -122,9 +122,9 @@ def false_payments(
     """
     from ..validation import false_payments as module
     from ..validation import false_payments_result as result
-    from ..validation.opened import open_other, open_stored, suite_strangers
+    from ..validation.opened import open_others, open_stored, suite_strangers
     manifest, prompt = strangers or suite_strangers(out), _prompt(seconds, temperature, with_text, count)
-    source = open_other(other, out, each, device)
+    models = open_others(other or [], out, each, device)
     rows: tp.List[module.Paid] = []
     refused: tp.List[str] = []
     for opened in open_stored(model or [], out, device):
@@ -132,8 +132,8 @@ def false_payments(
         whole, files = module.files_of(opened, manifest)
         if whole:
             families[module.WHOLE] = whole
-        if source is not None:
-            families['generations'] = module.others_of(opened, source, each, seconds)
+        for source in models:
+            families[f'generations, {source.title}'] = module.others_of(opened, source, each, seconds)
         found, why = module.measure(opened, families, opened.continued(prompt), files)
         rows, refused = rows + found, refused + why
     _done(result.markdown(rows, refused), result.save_false_payments(out, rows, refused))

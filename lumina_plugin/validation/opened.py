@@ -168,19 +168,23 @@ def suite_runs(out: Path, by_heart: bool = False) -> tp.Dict[str, Path]:
     return {name: run for name, run in runs.items() if run is not None}
 
 
-def open_other(source: tp.Optional[str], out: Path, songs: int, device: tp.Optional[str] = None
-               ) -> tp.Optional[Opened]:
-    """A run that was trained on other songs, with so many of them: the one named, else the suite's pretrained one if it
-    is finished below `out`."""
-    if source is not None:
-        return open_run(source, out, None, device, songs)
-    from .suite import finished_run
-    run = finished_run(Path(out).absolute(), 'validation_pretraining')
-    if run is None:
+def open_others(sources: tp.Sequence[str], out: Path, songs: int, device: tp.Optional[str] = None) -> tp.List[Opened]:
+    """Runs that were trained on other songs, with so many of them each: those named, else the suite's two.
+
+    These are the pretrained one, by whose generations gates are set, where it is finished, and one that sets no gate,
+    which is trained where the suite's songs are there and it is not.
+    """
+    if sources:
+        return [open_run(source, out, None, device, songs) for source in sources]
+    from .suite import finished_run, other_run
+    work = Path(out).absolute()
+    runs = {'pretrained': finished_run(work, 'validation_pretraining')}
+    if runs['pretrained'] is None:
         logger.warning("There is no pretrained run below %s and none is named by --other: recordings alone are asked.",
                        out)
-        return None
-    return open_run(run, out, f'pretrained ({run.name})', device, songs)
+        return []
+    runs['another'] = other_run(work, work / 'songs')
+    return [open_run(run, out, f'{name} ({run.name})', device, songs) for name, run in runs.items() if run is not None]
 
 
 def suite_strangers(out: Path) -> Path:

@@ -70,6 +70,11 @@ def memorised_run(work: Path, songs: Path) -> Path:
     return dora_run(['solver=lumina/validation_memorised', *judged_by], work, songs)
 
 
+def other_run(work: Path, songs: Path) -> Path:
+    """A model of other songs that sets no gate: folder of the run; trained by `dora run` unless it is there."""
+    return dora_run(['solver=lumina/validation_other'], work, songs)
+
+
 def dora_run(argv: tp.Sequence[str], work: Path, songs: Path) -> Path:
     """`dora run` with overrides in a process of its own, unless that run is complete: its folder.
 
