@@ -18,7 +18,11 @@ KINDS: tp.Tuple[Kind, ...] = (RECORDING, GENERATION)
 
 
 class Chance(tp.NamedTuple):
-    """One channel's null of one kind. `diagnosis` is of what its outside songs score; `origin` is theirs, in words."""
+    """One channel's null of one kind; `origin` says in words where its outside songs come from.
+
+    `diagnosis` is of what recordings score, whatever the kind: its limits were set on those, and generations are more
+    alike by nature.
+    """
     null: Null
     diagnosis: tp.Optional[Diagnosis]
     origin: str
@@ -59,13 +63,15 @@ class OutsideSongs:
         Args:
             scorers: per checkpoint, by name. method: the recipe's. ids: of the N songs.
         """
-        found = {}
+        found: tp.Dict[Kind, Chance] = {}
         for kind, nulls in self._found.items():
             total: tp.Any = 0.
             for each, null in zip(scorers, nulls, strict=True):  # one after the other: each is [n, N]
                 total = total + score_together([each[method]], null.vectors[channel].numpy())[0]
             scores = np.asarray(total) / len(scorers)
-            found[kind] = Chance(Null(scores), diagnose_store(scores, ids), nulls[0].words(kind))
+            diagnosis = diagnose_store(scores, ids) if kind == RECORDING else (
+                found[RECORDING].diagnosis if RECORDING in found else None)
+            found[kind] = Chance(Null(scores), diagnosis, nulls[0].words(kind))
         return found
 
 

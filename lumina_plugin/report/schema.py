@@ -20,9 +20,10 @@ from ..intervals import LEVEL, RESAMPLES, Intervals
 from ..reliability import FIGURES, Diagnosis, doubts
 from ..statistics import ChannelStatistics
 
-# 1.1 added noise_mean and other_reading, 1.2 what the calibrated gate says and intervals on shares; all optional
-SCHEMA_VERSION: tp.Literal['1.2'] = '1.2'
-READABLE = ('1.0', '1.1', '1.2')
+# 1.1 added noise_mean and other_reading, 1.2 what the calibrated gate says and intervals on shares, 1.3 of how many
+# recordings a reliability is; all optional
+SCHEMA_VERSION: tp.Literal['1.3'] = '1.3'
+READABLE = ('1.0', '1.1', '1.2', '1.3')
 PathLike = tp.Union[str, Path]
 TOP_PER_SEGMENT = 5
 _TOLERANCE = 1e-6
@@ -96,7 +97,8 @@ class GateSettings(_Part):
 
 
 class Reliability(_Part):
-    """Whether the store's scores tell music apart, by songs from outside the catalogue (see `reliability`)."""
+    """Whether the store's scores tell music apart, by recordings from outside the catalogue (see `reliability`)."""
+    queries: tp.Optional[Count] = Field(None, description="So many recordings.")
     ranking_correlation: Fraction = Field(description="Mean absolute rank correlation between two songs' scores.")
     rank_one_energy: Fraction = Field(description="What a single pattern explains of all scores.")
     effective_rank: tp.Annotated[float, Field(ge=0)] = Field(description="How many patterns there are.")
@@ -262,7 +264,8 @@ def _calibration(statistics: ChannelStatistics, origin: str, diagnosis: tp.Optio
     return Calibration(decides=statistics.calibrated, rate=chance.rate, outside_songs=chance.outside, origin=origin,
                        passing=int(chance.passes.sum()),
                        reliability=None if diagnosis is None else Reliability(
-                           doubts=doubts(diagnosis), **{key: getattr(diagnosis, key) for key in FIGURES}))
+                           queries=diagnosis.queries, doubts=doubts(diagnosis),
+                           **{key: getattr(diagnosis, key) for key in FIGURES}))
 
 
 def _resampling(intervals: tp.Optional[Intervals], drawn: tp.Tuple[int, int]) -> tp.Optional[Resampling]:
@@ -301,7 +304,7 @@ class OtherReading(_Part):
 
 class AttributionReport(_Part):
     """What one query owes to whom, per channel, and how that was found."""
-    schema_version: tp.Literal['1.0', '1.1', '1.2'] = SCHEMA_VERSION
+    schema_version: tp.Literal['1.0', '1.1', '1.2', '1.3'] = SCHEMA_VERSION
     created: pydantic.AwareDatetime = Field(default_factory=_now, description="UTC.")
     lumina_version: str
     query: Query

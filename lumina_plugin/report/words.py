@@ -213,7 +213,8 @@ def reliability(channel: ChannelReport) -> str:
         return ''
     verdict = 'no sign that the scores fail to tell music apart' if not found.doubts else (
         'do not rely on this channel, for ' + ' and '.join(_DOUBTS[doubt] for doubt in found.doubts))
-    return (f'Reliability: {verdict} (of {channel.calibration.outside_songs:,} outside pieces, rankings agree by '
+    asked = found.queries or channel.calibration.outside_songs
+    return (f'Reliability: {verdict} (of {asked:,} outside recordings, rankings agree by '
             f'{number(found.ranking_correlation, 2)}; one pattern explains {percent(found.rank_one_energy, 0)} of the '
             f'scores, in all there are {number(found.effective_rank, 0)}; the closest song would take '
             f'{percent(found.concentration, 0)}; skewness of hubs {number(found.hub_skewness, 1)}).')
