@@ -32,8 +32,8 @@ def test_no_song_is_for_two_purposes(tmp_path, monkeypatch):
         'pretraining': suite.PRETRAINING, 'calibration': suite.CALIBRATION, 'strangers': suite.STRANGERS}
     numbers = [path.split('-')[-1] for paths in found.values() for path in paths]
     assert len(set(numbers)) == len(numbers)
-    assert all('whole' in path for path in found['pretraining'])
-    assert all('cut' in path for split in ('calibration', 'strangers') for path in found[split])
+    assert all('whole' in path for split in ('pretraining', 'strangers') for path in found[split])
+    assert all('cut' in path for path in found['calibration'])
 
 
 def run(work, signature, solver, epochs, done):
