@@ -9,8 +9,12 @@ score against the catalogue is chance. Scores become comparable by being standar
 
 Then all n·N of them, of n outside songs, are one pool: p = (1 + how many lie at or above z) / (1 + n·N). It is the pool
 that makes p as small as a lone source among N songs needs.
+
+Several processes with some of the songs each make one null together: medians, the pooled variance and the pool are
+those of all songs (`joint`).
 """
 
+import dataclasses
 import typing as tp
 
 import numpy as np
@@ -18,6 +22,7 @@ import numpy.typing as npt
 from scipy.stats import false_discovery_control
 
 from .errors import LuminaError
+from .joint import Gather, alone, medians
 from .scoring import FloatArray
 
 MIN_SONGS = 64  # outside songs, below which a song's own mean and sd are guesses
@@ -32,59 +37,83 @@ def songs_needed(rate: float) -> int:
     return max(MIN_SONGS, int(np.ceil(1 / rate - 1e-9)))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pool:
+    """Numbers ascending: the highest as they are, and every so manieth of the rest."""
+    size: int
+    tail: npt.NDArray
+    rest: npt.NDArray  # of position 0, step, 2·step …
+    step: int
+
+    @classmethod
+    def of(cls, numbers: npt.NDArray, whole: bool) -> '_Pool':
+        """All of them with `whole`, else `EXACT_TAIL` and `STEPS` of them."""
+        ordered = np.sort(numbers, axis=None)
+        exact = len(ordered) if whole else min(len(ordered), EXACT_TAIL)
+        rest = ordered[:len(ordered) - exact]
+        step = max(1, len(rest) // STEPS)
+        return cls(len(ordered), ordered[len(ordered) - exact:].copy(), rest[::step].copy(), step)
+
+    def above(self, z: FloatArray) -> npt.NDArray[np.int64]:
+        """How many lie at or above each z, any shape; never too few."""
+        above = len(self.tail) - np.searchsorted(self.tail, z, side='left')
+        if len(self.rest):  # the step below z: those above it are at least as many as those above z
+            place = np.maximum(np.searchsorted(self.rest, z, side='right') - 1, 0) * self.step
+            place = np.where(z < self.rest[0], 0, place)
+            above = np.where(z > self.tail[0], above, self.size - place)
+        return above
+
+
 class Null:
     """The null distribution of one channel of a store.
 
     Args:
         scores: `[n, N]` of n outside songs against the N songs, as a report's own score.
+        gather: where these N songs are one process' part of all: gives what every process gives to all of them
+            (`Workers.gather`), and all make their nulls together.
     Attributes:
         outside (int): n. smallest (float): The smallest p-value there can be.
     Raises:
         LuminaError: for fewer than `MIN_SONGS` outside songs, or a score that is not finite.
     """
 
-    def __init__(self, scores: npt.ArrayLike):
+    def __init__(self, scores: npt.ArrayLike, gather: tp.Optional[Gather] = None):
         array = np.asarray(scores)
-        self.outside, songs = array.shape
+        self.outside = len(array)
         if self.outside < MIN_SONGS:
             raise LuminaError(f"Chance was to be measured by {self.outside} outside songs, but takes at least "
                               f"{MIN_SONGS}; name more by `lumina calibrate … --songs FOLDER`.")
         if not np.isfinite(array).all():
             raise LuminaError("An outside song's score is not a finite number; make the null again by `lumina "
                               "calibrate`.")
-        array = array - (np.median(array, axis=1, keepdims=True) if songs else 0.)
+        array = array - medians(array, gather)[:, None]
+        gather = gather or alone
         self._mean = array.mean(axis=0, dtype=np.float64)  # [N]
         squares = np.square(array - self._mean).sum(axis=0, dtype=np.float64)
-        self._floor = _TINY * float(np.abs(array).max(initial=0.)) or 1.
-        self._sd = self._shrunk(squares, self.outside)
-        self._fill(self._left_out(array, squares))
+        self._floor = _TINY * max(gather(float(np.abs(array).max(initial=0.)))) or 1.
+        self._sd = self._shrunk(squares, self.outside, _mean_of_all(squares.sum(), len(squares), gather))
+        z = self._left_out(array, squares, gather)
+        self.pool = sum(gather(z.size))
+        self._pools = gather(_Pool.of(z, self.pool <= EXACT_POOL))
         self.smallest = 1 / (1 + self.pool)
 
-    def _shrunk(self, squares: FloatArray, count: int) -> FloatArray:
-        """A song's sd from its sum of squares over so many queries, drawn towards that of all songs: [..., N]."""
-        pooled = squares.mean(axis=-1, keepdims=True) / (count - 1) if squares.size else squares
-        sd = np.sqrt((squares + PRIOR * pooled) / (count - 1 + PRIOR))
+    def _shrunk(self, squares: FloatArray, count: int, usual: FloatArray) -> FloatArray:
+        """A song's sd [N] from its sum of squares over so many queries, drawn towards that of all songs, which have
+        `usual` such a sum."""
+        sd = np.sqrt((squares + PRIOR * usual / (count - 1)) / (count - 1 + PRIOR))
         return np.maximum(sd, self._floor)
 
-    def _left_out(self, array: npt.NDArray, squares: FloatArray) -> npt.NDArray:
+    def _left_out(self, array: npt.NDArray, squares: FloatArray, gather: Gather) -> npt.NDArray:
         """z [n, N] of the outside songs themselves, each by the mean and sd of the others: by its own, as part of
         them, none could lie far out, and every real query would look remarkable."""
         n, z = self.outside, np.empty_like(array)
-        for index, row in enumerate(array):
-            away = row - self._mean
-            others = self._shrunk(np.maximum(squares - np.square(away) * (n / (n - 1)), 0.), n - 1)
-            z[index] = away * (n / (n - 1)) / others
-        return z
 
-    def _fill(self, z: npt.NDArray) -> None:
-        """Keep the pool, ascending: all of it, or the upper end and every so manieth of the rest."""
-        pooled = np.sort(z, axis=None)
-        self.pool = len(pooled)
-        exact = self.pool if self.pool <= EXACT_POOL else EXACT_TAIL
-        rest = pooled[:self.pool - exact]
-        self._tail = pooled[self.pool - exact:].copy()
-        self._step = max(1, len(rest) // STEPS)
-        self._rest = rest[::self._step].copy()  # of position 0, step, 2·step …
+        def others(row: npt.NDArray) -> FloatArray:
+            return np.maximum(squares - np.square(row - self._mean) * (n / (n - 1)), 0.)
+        usual = _mean_of_all(np.array([others(row).sum() for row in array]), len(squares), gather)
+        for index, row in enumerate(array):
+            z[index] = (row - self._mean) * (n / (n - 1)) / self._shrunk(others(row), n - 1, usual[index])
+        return z
 
     def z(self, scores: npt.ArrayLike, centre: tp.Union[None, float, FloatArray] = None,
           index: tp.Union[slice, npt.NDArray[np.int64]] = slice(None)) -> FloatArray:
@@ -101,12 +130,14 @@ class Null:
     def p_values(self, z: npt.ArrayLike) -> FloatArray:
         """(1 + how many of the pool lie at or above z) / (1 + n·N), any shape; never too small."""
         values = np.asarray(z, dtype=np.float64)
-        above = len(self._tail) - np.searchsorted(self._tail, values, side='left')
-        if len(self._rest):  # the step below z: those above it are at least as many as those above z
-            place = np.maximum(np.searchsorted(self._rest, values, side='right') - 1, 0) * self._step
-            place = np.where(values < self._rest[0], 0, place)
-            above = np.where(values > self._tail[0], above, self.pool - place)
+        above = sum(pool.above(values) for pool in self._pools)
         return np.asarray((1. + above) / (1. + self.pool), dtype=np.float64)
+
+
+def _mean_of_all(sums: npt.ArrayLike, songs: int, gather: Gather) -> FloatArray:
+    """Sums over the songs of every process, divided by how many songs that are: any shape -> the same."""
+    every, count = (sum(column) for column in zip(*gather((np.asarray(sums), songs)), strict=True))
+    return np.asarray(every / max(count, 1))
 
 
 def q_values(p: npt.ArrayLike) -> FloatArray:

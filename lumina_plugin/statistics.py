@@ -398,6 +398,7 @@ def channel_statistics(
     null: tp.Optional[Null] = None,
     rate: float = 0.05,
     calibrated: bool = True,
+    chance: tp.Optional[Chance] = None,
 ) -> ChannelStatistics:
     """All statistics of one query in one channel.
 
@@ -410,6 +411,7 @@ def channel_statistics(
         spread: of the whole catalogue's scores, where these N songs are some of it; shares are then among these N.
         null: what chance alone scores, for the calibrated gate at `rate`.
         calibrated: whether that gate decides, where there is a null; else it is a second opinion.
+        chance: the calibrated gate's verdict instead of a null, where these N songs are some of the catalogue.
     Raises:
         LuminaError: where lengths differ, a value is not finite, or the noise floor is not above 0.
     """
@@ -422,7 +424,9 @@ def channel_statistics(
                                float(noise_floor), float(noise_mean), gate)
     if null is not None:
         p = null.p_values(null.z(scores))
-        values = dataclasses.replace(values, chance=Chance(p, q_values(p), rate, null.outside), calibrated=calibrated)
+        chance = Chance(p, q_values(p), rate, null.outside)
+    if chance is not None:
+        values = dataclasses.replace(values, chance=chance, calibrated=calibrated)
     some = values.at(values.candidates)
     divided = total_weight(some.weight, some.weight > 0) if values.calibrated else None
     return dataclasses.replace(values, earned=total_weight(some.weight, some.qualified), divided=divided)
