@@ -65,6 +65,7 @@ def main(shape: tp.Optional[tp.List[str]] = None) -> None:
         'peers': peers(shapes),
         'attribution': attribution(),
         'scale': output_of('scale.py'),
+        'intervals': output_of('intervals.py'),
         'kill': output_of('store_kill.py'),
         'machine': f'{on}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, '
                    f'torch {torch.__version__}'}

@@ -1,10 +1,13 @@
 """How far shares depend on which chunks and which checkpoints there happen to be: bootstrap intervals.
 
-A resample draws as many chunks and as many checkpoints as there are, with replacement. Its query is, per checkpoint,
-the mean of the drawn chunks' fingerprints, weighted by valid frames and brought to the length of the query's own, and
-it goes the whole way again: score, STS, gate, shares. All scores are linear in the query but for its length, so that a
-resample is a sum of the chunks' scores, which are known already. What is drawn is laid around the query's own scores:
-the mean of the chunks' fingerprints is not quite the fingerprint of their mean.
+Each resample (`resampling`) goes the whole way again: score, STS, gate, shares. All songs count in every one of them, a
+block of songs at a time, so that memory hardly grows with the catalogue. A first look at all songs (matrix products and
+comparisons) sums up what each resample divides, and finds the few songs that could be paid in any; only these are
+looked at again. For the calibrated gate the first look counts, per resample, how many z lie above each of a few bounds.
+That tells how many songs Benjamini and Hochberg's procedure can let through at most, and so who cannot be among them.
+
+A query of three chunks at four checkpoints against a million songs takes 2 s of a processor (AMD EPYC) and 0.04 GiB a
+channel, 0.2 s against 100,000, as `benchmarks/intervals.py` prints.
 """
 
 import dataclasses
@@ -13,36 +16,16 @@ import typing as tp
 import numpy as np
 import numpy.typing as npt
 
-from .calibration import Null, let_through
+from .calibration import Null
+from .resampling import BLOCK, RESAMPLES, Parts, Resamples, Some, draws_of, mixture_of
 from .scoring import FloatArray
-from .statistics import MIN_SONGS, ChannelStatistics, weights, z_score
+from .statistics import MIN_SONGS, ChannelStatistics, z_score
 
-RESAMPLES, LEVEL = 200, 0.95
-ALL_SONGS = 4096  # of a larger catalogue, only songs that could qualify are looked at
-_FLAT = 1e-12
+__all__ = ['LEVEL', 'RESAMPLES', 'Intervals', 'Parts', 'share_intervals']
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Parts:
-    """A query's P chunks at C checkpoints.
-
-    Args:
-        vectors: per checkpoint, fingerprints [P, D]. whole: per checkpoint, the query's own [D].
-        frames: [P], how much each chunk counts.
-        cosines, scores: per checkpoint, [P, N] against all songs.
-        unit: whether cosine and score look at directions alone.
-    """
-    vectors: tp.Sequence[FloatArray]
-    whole: tp.Sequence[FloatArray]
-    frames: npt.ArrayLike
-    cosines: tp.Sequence[FloatArray]
-    scores: tp.Sequence[FloatArray]
-    unit: tp.Tuple[bool, bool]
-
-    @property
-    def counts(self) -> tp.Tuple[int, int]:
-        """Chunks and checkpoints; one of each, and nothing can be drawn anew."""
-        return len(self.vectors[0]), len(self.vectors)
+LEVEL = 0.95
+COARSE = 4  # each bound of the first look is for so many times as many songs let through as the next
+EXACT_STEPS, STEPS = 4096, 64  # let through, up to so many songs are told apart; beyond, so many steps per doubling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,68 +44,148 @@ def share_intervals(values: ChannelStatistics, null: tp.Optional[Null], parts: P
         values: what the channel says of the query. null: by which its calibrated gate decides, if it does.
         seed (int): Of the draws.
     """
-    songs = len(values.score)
-    if parts.counts == (1, 1) or songs < MIN_SONGS:
+    if parts.counts == (1, 1) or len(values.score) < MIN_SONGS:
         return None
-    index = np.arange(songs) if songs <= ALL_SONGS else values.candidates
-    draws = _draws(parts, seed)
-    score, centre, sts = _resampled(values.score, parts.scores, _mixture(parts, draws, parts.unit[1]), index)
-    weight = weights(sts)
+    draws = draws_of(parts, seed)
+    score = Resamples(values.score, parts.scores, mixture_of(parts, draws, parts.unit[1]))
+    gate: tp.Union[_Calibrated, _Printed]
     if values.calibrated and null is not None and values.chance is not None:
-        passes = let_through(null.p_values(null.z(score, centre, index)), values.chance.rate, songs)
-        divided = weight
+        gate = _Calibrated(null, values.chance.rate, score)
     else:
-        if parts.scores is not parts.cosines:
-            score, _, _ = _resampled(values.cosine, parts.cosines, _mixture(parts, draws, parts.unit[0]), index)
-        passes = values.gate.passes(z_score(score, values.noise_floor, values.noise_mean))
-        divided = np.where(passes, weight, 0.)
-    total = divided.sum(axis=1, keepdims=True)
-    share = np.divide(np.where(passes, weight, 0.), total, out=np.zeros_like(weight), where=total > 0)
-    low, high = np.quantile(share, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    point = values.at(index).share
-    return Intervals(index, np.minimum(low, point), np.maximum(high, point))
+        gate = _Printed(values, score, score if parts.scores is parts.cosines else Resamples(
+            values.cosine, parts.cosines, mixture_of(parts, draws, parts.unit[0])))
+    divided = np.zeros((score.count, 1))
+    for block in score.blocks():
+        drawn = score(block)
+        divided += gate.look(drawn, score.weights(drawn), block)[:, None]
+    low, high = np.zeros(score.songs), values.share.copy()  # of songs that no resample pays
+    for songs in _runs(gate.settle()):
+        drawn = score(songs)
+        paid = np.where(gate.passes(drawn, songs), score.weights(drawn), 0.)
+        share = np.divide(paid, divided, out=np.zeros_like(paid), where=divided > 0)
+        ends = np.quantile(share, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        low[songs], high[songs] = np.minimum(ends[0], high[songs]), np.maximum(ends[1], high[songs])
+    return Intervals(np.arange(score.songs), low, high)
 
 
-def _draws(parts: Parts, seed: int) -> tp.Tuple[FloatArray, FloatArray]:
-    """How often each resample has each chunk [1 + B, P] and each checkpoint [1 + B, C]; the first has each once."""
-    rng = np.random.default_rng(seed)
-    counts = [rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-              for n in parts.counts]
-    chunks, checkpoints = (np.concatenate([np.ones((1, drawn.shape[1])), drawn]) for drawn in counts)
-    return chunks, checkpoints
+def _runs(index: npt.NDArray[np.int64]) -> tp.Iterator[npt.NDArray[np.int64]]:
+    """Indices, as many at a time as songs are looked at."""
+    for first in range(0, len(index), BLOCK):
+        yield index[first:first + BLOCK]
 
 
-def _mixture(parts: Parts, draws: tp.Tuple[FloatArray, FloatArray], unit: bool) -> FloatArray:
-    """What a resample's score takes of each chunk's score at each checkpoint, [1 + B, C * P]."""
-    chunks, checkpoints = draws
-    share = chunks * np.asarray(parts.frames, dtype=np.float64)
-    share /= share.sum(axis=1, keepdims=True)
-    columns = []
-    for checkpoint, vectors in enumerate(parts.vectors):
-        rows = np.asarray(vectors, dtype=np.float64)
-        mean = share @ rows  # [1 + B, D]
-        length = np.linalg.norm(mean, axis=1, keepdims=True)
-        target = 1. if unit else float(np.linalg.norm(parts.whole[checkpoint]))
-        brought = np.divide(target, length, out=np.zeros_like(length), where=length > 0)
-        own = np.linalg.norm(rows, axis=1) if unit else np.ones(len(rows))  # a score by direction lacks these lengths
-        columns.append(checkpoints[:, checkpoint, None] / len(parts.vectors) * brought * share * own)
-    return np.concatenate(columns, axis=1)
+class _Printed:
+    """The printed gate, which judges a song by its cosine alone; the weights of those that pass are divided."""
+
+    def __init__(self, values: ChannelStatistics, score: Resamples, cosine: Resamples):
+        self._values, self._score, self._cosine = values, score, cosine
+        self._paid = np.zeros(score.songs, dtype=bool)
+
+    def look(self, drawn: FloatArray, weight: FloatArray, block: slice) -> FloatArray:
+        """What a block of songs, with scores and weights [B, K], adds to what each resample divides, [B]."""
+        earning = np.flatnonzero(weight > 0)
+        paid = earning[self._pass(self._cosines(drawn, block).ravel()[earning])]
+        row, song = np.divmod(paid, weight.shape[1])
+        self._paid[block.start + song] = True
+        return np.asarray(np.bincount(row, weight.ravel()[paid], minlength=len(weight)), dtype=np.float64)
+
+    def settle(self) -> npt.NDArray[np.int64]:
+        """The songs that could be paid in any resample; after a look at all of them."""
+        return np.flatnonzero(self._paid)
+
+    def passes(self, drawn: FloatArray, songs: Some) -> npt.NDArray[np.bool_]:
+        """Whether songs with scores `drawn` [B, K] pass in each resample."""
+        return self._pass(self._cosines(drawn, songs))
+
+    def _cosines(self, drawn: FloatArray, songs: Some) -> FloatArray:
+        return drawn if self._cosine is self._score else self._cosine(songs)
+
+    def _pass(self, cosines: FloatArray) -> npt.NDArray[np.bool_]:
+        return self._values.gate.passes(z_score(cosines, self._values.noise_floor, self._values.noise_mean))
 
 
-def _resampled(point: FloatArray, scores: tp.Sequence[FloatArray], mixture: FloatArray, index: npt.NDArray[np.int64]
-               ) -> tp.Tuple[FloatArray, FloatArray, FloatArray]:
-    """Scores [B, K] of the resamples, their medians [B, 1] over all songs (as far as they follow the means) and STS.
+class _Calibrated:
+    """The calibrated gate, which judges a song's p in view of all songs'; the weights of all songs are divided.
 
-    Mean and sd over all N songs follow from those of the chunks' scores, of which there are few.
+    Exact where no resample lets more than `EXACT_STEPS` songs through; beyond, what one lets through is counted in
+    steps of about 1 %, rounded down.
     """
-    rows = np.concatenate([point[None], *scores])  # [1 + C * P, N]
-    change = np.concatenate([np.ones((len(mixture) - 1, 1)), mixture[1:] - mixture[:1]], axis=1)
-    means = rows.mean(axis=1, dtype=np.float64)
-    away = rows - means[:, None].astype(rows.dtype)
-    covariance = np.asarray(away @ away.T, dtype=np.float64) / len(point)
-    mean = change @ means
-    sd = np.sqrt(np.maximum(np.einsum('bi,ij,bj->b', change, covariance, change), 0.))
-    drawn = change @ rows[:, index]
-    flat = sd <= _FLAT * max(float(np.abs(point).max()), 1e-300)
-    sts = np.where(flat[:, None], 0., (drawn - mean[:, None]) / np.where(flat, 1., sd)[:, None])
-    return drawn, (float(np.median(point)) + mean - means[0])[:, None], sts
+
+    def __init__(self, null: Null, rate: float, score: Resamples):
+        self._null, self._rate, self._score = null, rate, score
+        most = [score.songs]  # songs let through: all, a quarter, a sixteenth … one
+        while most[-1] > 1:
+            most.append(most[-1] // COARSE or 1)
+        self._most = np.array(most)
+        self._bounds = least_z(null, self._limits(self._most))
+        self._counts = np.zeros((score.count, len(most)), dtype=np.int64)  # of songs, by the highest bound they reach
+        self._highest = np.full(score.songs, -np.inf)  # each song's z in any resample
+
+    def _limits(self, through: npt.NDArray[np.int64]) -> FloatArray:
+        """The p up to which so many songs would be let through."""
+        return self._rate * through / self._score.songs
+
+    def look(self, drawn: FloatArray, weight: FloatArray, block: slice) -> FloatArray:
+        """As `_Printed.look`."""
+        z = self._null.z(drawn, self._score.centre, block)
+        self._highest[block] = z.max(axis=0)
+        far = np.flatnonzero(z >= self._bounds[0])
+        bound = np.searchsorted(self._bounds, z.ravel()[far], side='right') - 1
+        self._counts += _counted(far // z.shape[1], bound, self._counts.shape)
+        return weight.sum(axis=1)
+
+    def settle(self) -> npt.NDArray[np.int64]:
+        """As `_Printed.settle`. Makes known the p up to which each resample lets songs through."""
+        reached = self._counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # [B, bounds]: how many lie at or above each
+        more = reached > np.append(self._most[1:], 0)  # than the next bound allows for: until then it is not so many
+        open_bounds = np.flatnonzero(more.any(axis=0))
+        self._limit = np.full((self._score.count, 1), -1.)
+        if not len(open_bounds):
+            return open_bounds
+        index = np.flatnonzero(self._highest >= self._bounds[open_bounds[0]])
+        steps = _steps(int(min(self._most[open_bounds[0]], reached[:, open_bounds[0]].max())))
+        limits = self._limits(steps)
+        counts = np.zeros((self._score.count, len(steps) + 1), dtype=np.int64)
+        for songs in _runs(index):
+            step = np.searchsorted(limits, self._p(self._score(songs), songs))
+            counts += _counted(np.arange(len(step))[:, None], step, counts.shape)
+        met = counts.cumsum(axis=1)[:, :-1] >= steps
+        last = met.shape[1] - 1 - met[:, ::-1].argmax(axis=1)
+        self._limit = np.where(met.any(axis=1), limits[last], -1.)[:, None]
+        return index
+
+    def _p(self, drawn: FloatArray, songs: Some) -> FloatArray:
+        return self._null.p_values(self._null.z(drawn, self._score.centre, songs))
+
+    def passes(self, drawn: FloatArray, songs: Some) -> npt.NDArray[np.bool_]:
+        """As `_Printed.passes`."""
+        return self._p(drawn, songs) <= self._limit
+
+
+def least_z(null: Null, p: FloatArray) -> FloatArray:
+    """A z for each p in (0, 1), below which p-values are larger: the highest one, or less by a hair. Infinite where no
+    p-value is so small."""
+    low, high = np.full(len(p), -1.), np.full(len(p), 1.)
+    while (within := null.p_values(low) <= p).any():
+        low[within] *= 2
+    while (above := (null.p_values(high) > p) & (p >= null.smallest)).any():
+        high[above] *= 2
+    for _ in range(64):
+        middle = (low + high) / 2
+        larger = null.p_values(middle) > p
+        low, high = np.where(larger, middle, low), np.where(larger, high, middle)
+    return np.where(p < null.smallest, np.inf, low - 1e-9 * np.maximum(np.abs(low), 1.))
+
+
+def _steps(most: int) -> npt.NDArray[np.int64]:
+    """Numbers of songs let through, ascending from 1 to at most `most`."""
+    exact = np.arange(1, min(most, EXACT_STEPS) + 1)
+    doublings = np.log2(max(most, EXACT_STEPS) / EXACT_STEPS)
+    beyond = EXACT_STEPS * 2 ** (np.arange(1, int(doublings * STEPS) + 1) / STEPS)
+    return np.append(exact, beyond.astype(np.int64))
+
+
+def _counted(row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], shape: tp.Tuple[int, int]
+             ) -> npt.NDArray[np.int64]:
+    """How often each row and column come together, of `shape`."""
+    return np.bincount((row * shape[1] + column).ravel(), minlength=shape[0] * shape[1]).reshape(shape)

@@ -184,7 +184,7 @@ def test_a_resample_is_what_its_chunks_and_checkpoints_would_have_said(monkeypat
     chunks, checkpoints = np.array([0, 0, 2]), np.array([1, 1])
     counts = np.bincount(chunks, minlength=3)[None], np.bincount(checkpoints, minlength=2)[None]
     draws = [np.concatenate([np.ones((1, len(drawn[0]))), drawn]) for drawn in counts]
-    monkeypatch.setattr(intervals, '_draws', lambda *_: tuple(draws))
+    monkeypatch.setattr(intervals, 'draws_of', lambda *_: tuple(draws))
     values, whole = query.point()
     expected, _ = query.point(chunks, checkpoints)
     _, found = query.intervals((values, whole))
@@ -198,10 +198,107 @@ def test_one_chunk_at_one_checkpoint_has_no_interval_and_equal_seeds_give_equal_
     np.testing.assert_array_equal(first.low, second.low)
 
 
-def test_of_a_large_catalogue_only_songs_that_could_qualify_get_an_interval(monkeypatch):
+def large_query(noise, songs=5000, kernel=False):
+    """A query whose chunks differ, against more songs than fit one block; some of them are its sources."""
+    rng = np.random.default_rng(9)
+    hub, spread = 0.1 * rng.exponential(size=songs), 0.05 + 0.1 * rng.random(songs)
+    scores = [hub + spread * (rng.normal(size=songs) + noise * rng.normal(size=(3, songs))) for _ in range(2)]
+    for each in scores:
+        each[:, :30] += np.linspace(1.2, 0.2, 30)
+    vectors = list(rng.normal(size=(2, 3, 16)))
+    cosines = [np.tanh(each) for each in scores] if kernel else scores
+    parts = Parts(vectors, [rows.mean(axis=0) for rows in vectors], [10., 10., 5.], cosines, scores, (False, False))
+    null = Null(hub + spread * (rng.normal(size=(80, songs)) + rng.normal(size=(80, 1))))
+    return parts, null, *(np.average(np.mean(each, axis=0), axis=0, weights=parts.frames) for each in (cosines, scores))
+
+
+def by_hand(values, null, parts, calibrated):
+    """Every resample's shares [B, N], all songs at once, by the whole catalogue's p-values."""
+    from lumina_plugin.resampling import draws_of, mixture_of
+    mixture = mixture_of(parts, draws_of(parts, 11), False)
+    cosine, score = (point + (mixture[1:] - mixture[:1]) @ np.concatenate(each)
+                     for point, each in ((values.cosine, parts.cosines), (values.score, parts.scores)))
+    weight = weights((score - score.mean(axis=1, keepdims=True)) / score.std(axis=1, keepdims=True))
+    passes = Gate().passes((cosine - values.noise_mean) / values.noise_floor)
+    if calibrated:
+        centre = np.median(values.score) + score.mean(axis=1, keepdims=True) - values.score.mean()
+        passes = let_through(null.p_values(null.z(score, centre)), 0.05, score.shape[1])
+    divided = weight if calibrated else np.where(passes, weight, 0.)
+    return np.where(passes, weight, 0.) / divided.sum(axis=1, keepdims=True), values.share
+
+
+@pytest.mark.parametrize('kernel', [False, True])
+@pytest.mark.parametrize('calibrated', [False, True])
+@pytest.mark.parametrize('noise', [0.3, 2.])
+def test_of_a_large_catalogue_every_song_counts_in_every_resample(noise, calibrated, kernel):
+    """Songs that the query itself does not pay, too: they may pass and be divided in a resample."""
+    parts, null, cosine, score = large_query(noise, kernel=kernel)
+    values = channel_statistics(cosine, score, 0.2, noise_mean=0.1, null=null if calibrated else None)
+    found, (share, point) = share_intervals(values, null, parts, 11), by_hand(values, null, parts, calibrated)
+    low, high = np.quantile(share, [0.025, 0.975], axis=0)
+    np.testing.assert_array_equal(found.index, np.arange(5000))
+    np.testing.assert_allclose(found.low, np.minimum(low, point), atol=1e-12)
+    np.testing.assert_allclose(found.high, np.maximum(high, point), atol=1e-12)
+    assert (found.high > 0).sum() > values.qualified.sum() > 0
+
+
+@pytest.mark.parametrize('calibrated', [False, True])
+def test_intervals_do_not_depend_on_how_many_songs_are_looked_at_together_nor_fill_the_memory(calibrated, monkeypatch):
+    import tracemalloc
+
+    from lumina_plugin import intervals, resampling
+    parts, null, cosine, score = large_query(1.)
+    values = channel_statistics(cosine, score, 0.2, noise_mean=0.1, null=null if calibrated else None)
+    tracemalloc.start()
+    first = share_intervals(values, null, parts, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 200 * 512 * 8 * 3 < 200 * 5000 * 8 * 2  # some blocks of the resamples' scores, not all of them
+    for module in (intervals, resampling):
+        monkeypatch.setattr(module, 'BLOCK', 37)
+    again = share_intervals(values, null, parts, 3)
+    np.testing.assert_allclose((again.low, again.high), (first.low, first.high), atol=1e-12)
+
+
+def test_where_nobody_can_be_let_through_all_intervals_are_empty():
+    parts, null, cosine, score = large_query(0.3)
+    values = channel_statistics(cosine, score, 0.2, null=null, rate=1e-7)  # less than the smallest p, for all songs
+    found = share_intervals(values, null, parts, 11)
+    assert not found.low.any() and not found.high.any()
+
+
+def test_more_songs_let_through_than_are_told_apart_are_counted_in_steps_rounded_down(monkeypatch):
     from lumina_plugin import intervals
-    values, whole = Query(4, 3, 2, 0.5).intervals()
-    monkeypatch.setattr(intervals, 'ALL_SONGS', 10)
-    values, some = Query(4, 3, 2, 0.5).intervals()
-    assert some.index.tolist() == values.candidates.tolist() and len(some.index) < 40
-    np.testing.assert_allclose(some.high[0], whole.high[0], atol=0.1)
+    parts, null, cosine, score = large_query(0.3)
+    values = channel_statistics(cosine, score, 0.2, null=null)
+    exact = share_intervals(values, null, parts, 11)
+    assert 20 < (exact.high > 0).sum()
+    monkeypatch.setattr(intervals, 'EXACT_STEPS', 4)
+    found = share_intervals(values, null, parts, 11)
+    assert (found.high <= exact.high).all()
+    np.testing.assert_allclose(found.high, exact.high, atol=0.01)
+
+
+@hypothesis.given(st.integers(3, 5000), st.sampled_from([4, 4096]))
+def test_steps_rise_by_one_and_then_by_about_a_percent(most, exact):
+    from lumina_plugin import intervals
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, 'EXACT_STEPS', exact)
+        steps = intervals._steps(most)
+    assert steps[0] == 1 and steps[-1] <= most < (steps[-1] + 1) * 2 ** (1 / 64)
+    assert (np.diff(steps) <= np.maximum(1, steps[1:] * 0.011 + 1)).all()
+
+
+@hypothesis.given(st.lists(st.floats(1e-7, 0.99), min_size=1, max_size=5), st.integers(0, 99), st.booleans())
+def test_below_the_least_z_p_values_are_larger(p, seed, coarse):
+    from lumina_plugin.intervals import least_z
+    with pytest.MonkeyPatch.context() as patch:
+        if coarse:
+            for name, value in (('EXACT_POOL', 100), ('EXACT_TAIL', 30), ('STEPS', 50)):
+                patch.setattr(calibration, name, value)
+        null = Null(np.random.default_rng(seed).normal(size=(64, 9)))
+        least = least_z(null, np.array(p))
+        for limit, z in zip(p, least, strict=True):
+            assert (z == np.inf) == (limit < null.smallest)
+            if np.isfinite(z):
+                assert null.p_values(z) > limit >= null.p_values(z + 2e-9 * max(1, abs(z)) + 1e-9)
