@@ -21,6 +21,7 @@ from .gradients import Example
 from .hashing import codes_hash, model_config_hash, state_hash
 from .intervals import Parts, share_intervals
 from .projection import ChannelProjection
+from .prompts import Halves, cut_at_prompt
 from .recipe import Recipe, recipe_from_dict
 from .report import schema
 from .scoring import (
@@ -146,9 +147,8 @@ class Attributor:
         Args:
             prompt_frames (int): So many frames of each example were given, and are counted as the recipe says.
         """
-        whole = self._apart([(example, prompt_frames) for example in examples])
-        if whole is None:
-            whole, _ = self._fingerprints(list(examples), [0] * len(examples))
+        apart = self._apart([(example, prompt_frames) for example in examples], [0] * len(examples))
+        whole = self._fingerprints(list(examples), [0] * len(examples))[0] if apart is None else apart.whole
         return {channel: self._scores(loaded, [vector[None] for vector in whole[channel]])[1][0]
                 for channel, loaded in self._channels.items()}
 
@@ -200,8 +200,9 @@ class Attributor:
                    if (example := self._example(chunk, masked, attributes)) is not None]
         begun = time.perf_counter()
         whole, parts = self._fingerprints([example for _, _, example in encoded], [part for part, _, _ in encoded])
-        whole = self._apart([(example, round((prompt - chunk.start) * self.tokenizer.frame_rate))
-                             for _, chunk, example in encoded]) or whole
+        apart = self._apart([(example, round((prompt - chunk.start) * self.tokenizer.frame_rate))
+                             for _, chunk, example in encoded], [part for part, _, _ in encoded])
+        whole = whole if apart is None else apart.whole
         fingerprinted = time.perf_counter()
         frames = [example.weight for _, example in (chunks[index] for index in heard) if example is not None]
         seed = int(codes_hash(phases[0].codes)[:16], 16)
@@ -216,6 +217,9 @@ class Attributor:
             unit = tp.cast(tp.Tuple[bool, bool], tuple(
                 loaded.scorers[0][name].unit for name in ('cosine', self.recipe.scoring.method)))
             drawn = Parts(parts[channel], whole[channel], frames, cosines, scores, unit)
+            if apart is not None:
+                drawn = apart.parts(channel, *checkpoint_scores(loaded.scorers, apart.pieces[channel],
+                                                                self.recipe.scoring.method), unit)
             intervals = share_intervals(values, None if chance is None else chance.null, drawn, seed)
             tracks = [self.store.track(track_id) for track_id in loaded.ids]
             channels[channel] = schema.ChannelReport.from_statistics(
@@ -230,35 +234,28 @@ class Attributor:
             return None
         return Example(chunk.codes, first, chunk.frames, attributes_at(attributes, chunk.start))
 
-    def _fingerprints(self, examples: tp.List[Example], of_part: tp.List[int]
+    def _fingerprints(self, examples: tp.List[Example], of_part: tp.List[int],
+                      of_group: tp.Optional[tp.List[int]] = None
                       ) -> tp.Tuple[tp.Dict[str, tp.List[np.ndarray]], tp.Dict[str, tp.List[np.ndarray]]]:
-        """Per channel and checkpoint, the query's fingerprint [D] and its parts' [n, D]."""
+        """Per channel and checkpoint, the query's fingerprint [D], or its groups' [G, D], and its parts' [n, D]."""
         whole: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
         parts: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
         for checkpoint in self.checkpoints:
-            vectors, rows = self._fingerprinters(checkpoint.name).query(examples, of_part)
+            vectors, rows = self._fingerprinters(checkpoint.name).query(examples, of_part, of_group)
             for channel in self._channels:
                 whole[channel].append(vectors[channel].numpy())
                 parts[channel].append(rows[channel].numpy())
         return whole, parts
 
-    def _apart(self, examples: tp.Sequence[tp.Tuple[Example, int]]
-               ) -> tp.Optional[tp.Dict[str, tp.List[np.ndarray]]]:
-        """Per channel and checkpoint, the fingerprint [D] of a query whose prompt counts as much as what follows it:
-        the mean of the two's own. None where the recipe does not ask for it, or there is only one of them.
+    def _apart(self, examples: tp.Sequence[tp.Tuple[Example, int]], of_part: tp.Sequence[int]) -> tp.Optional[Halves]:
+        """The fingerprints of a query whose prompt counts as much as what follows it. None where the recipe does not
+        ask for it, or there is only one of them.
 
         Args:
-            examples: each with the frame before which it was given.
+            examples: each with the frame before which it was given. of_part: the chunk that each belongs to.
         """
-        if not self.recipe.prompt_apart:
-            return None
-        given = [(example, min(max(frame, example.start), example.stop)) for example, frame in examples]
-        before = [dataclasses.replace(example, stop=frame) for example, frame in given if frame > example.start]
-        after = [dataclasses.replace(example, start=frame) for example, frame in given if frame < example.stop]
-        if not before or not after:
-            return None
-        _, rows = self._fingerprints([*before, *after], [0] * len(before) + [1] * len(after))
-        return {channel: [two.mean(axis=0) for two in by_checkpoint] for channel, by_checkpoint in rows.items()}
+        cut = cut_at_prompt(examples, of_part) if self.recipe.prompt_apart else None
+        return None if cut is None else Halves(cut, *self._fingerprints(cut.examples, cut.of_piece, cut.of_half))
 
     def _scores(self, loaded: _Channel, queries: tp.List[np.ndarray]) -> tp.Tuple[np.ndarray, np.ndarray]:
         """Mean cosine and mean score over the checkpoints, [Q, N] each, of queries [Q, D] per checkpoint."""

@@ -221,7 +221,8 @@ class Fingerprinter(GradientModel):
                               {channel: float(values[index]) for channel, values in norms.items()},
                               window.chunk_norms[index])
 
-    def query(self, examples: tp.Sequence[Example], parts: tp.Optional[tp.Sequence[int]] = None
+    def query(self, examples: tp.Sequence[Example], parts: tp.Optional[tp.Sequence[int]] = None,
+              groups: tp.Optional[tp.Sequence[int]] = None
               ) -> tp.Tuple[tp.Dict[str, torch.Tensor], tp.Dict[str, torch.Tensor]]:
         """Fingerprint of a query and of each of its parts.
 
@@ -229,19 +230,20 @@ class Fingerprinter(GradientModel):
             examples (sequence of Example): n of them.
             parts (sequence of int, optional): Which part, counted from 0, each example belongs to: a part that several
                 ways of encoding it stand for is their mean. Every example is a part of its own unless said.
+            groups (sequence of int, optional): Which of G groups, counted from 0, each example belongs to, where these
+                have a fingerprint each instead of the whole query.
         Returns:
-            dict: By channel, the query's fingerprint of shape [D].
+            dict: By channel, the query's fingerprint of shape [D]; with `groups` theirs, [G, D].
             dict: By channel, one fingerprint per part, of shape [parts, D].
         """
         projections = self._ready()
-        index = torch.arange(len(examples)) if parts is None else torch.tensor(parts)
         weights = torch.tensor([example.weight for example in examples])
-        member = weights * (index == torch.arange(int(index.max()) + 1)[:, None])  # [parts, n]
-        mixture = torch.cat([(weights / weights.sum())[None], member / member.sum(1, keepdim=True)])  # [1 + parts, n]
+        whole = _means(weights, [0] * len(examples) if groups is None else groups)  # [1 or G, n]
+        mixture = torch.cat([whole, _means(weights, range(len(examples)) if parts is None else parts)])
         mixed = self._mixed(examples, mixture)
         vectors = {channel: projection(mixed)[0].cpu() for channel, projection in projections.items()}
-        return ({channel: rows[0] for channel, rows in vectors.items()},
-                {channel: rows[1:] for channel, rows in vectors.items()})
+        return ({channel: rows[0] if groups is None else rows[:len(whole)] for channel, rows in vectors.items()},
+                {channel: rows[len(whole):] for channel, rows in vectors.items()})
 
     def _mixed(self, examples: tp.Sequence[Example], mixture: torch.Tensor) -> Gradients:
         """Weighted sums of the n examples' gradients, with weights [m, n]: [m, o', i'] per block; no more than one
@@ -261,6 +263,13 @@ class Fingerprinter(GradientModel):
 
     def _reducers(self) -> tp.Dict[str, Reducer]:
         return _union({channel: projection.reducers for channel, projection in self._ready().items()})
+
+
+def _means(weights: torch.Tensor, of: tp.Sequence[int]) -> torch.Tensor:
+    """What the mean of each of m sets takes of the n examples with these weights, which belong to one set each: [m, n].
+    """
+    member = weights * (torch.tensor(of) == torch.arange(max(of) + 1)[:, None])
+    return member / member.sum(1, keepdim=True)
 
 
 def spread(items: tp.Sequence, count: int) -> tp.List:

@@ -5,6 +5,9 @@ drawn chunks' fingerprints, weighted by valid frames and brought to the length o
 in the query but for its length, so that a resample's score is a sum of the chunks' scores, which are known already.
 What is drawn is laid around the query's own scores: the mean of the chunks' fingerprints is not quite the fingerprint
 of their mean.
+
+A query that is the mean of a prompt's fingerprint and of that of what follows has its chunks in two groups, cut where
+the prompt ends. Each group draws from its own, and the resample's query is the mean of what the two become.
 """
 
 import dataclasses
@@ -28,10 +31,12 @@ class Parts:
     """A query's P chunks at C checkpoints.
 
     Args:
-        vectors: per checkpoint, fingerprints [P, D]. whole: per checkpoint, the query's own [D].
-        frames: [P], how much each chunk counts.
+        vectors: per checkpoint, fingerprints [P, D].
+        whole: per checkpoint, the query's own [D]; or those of its G groups [G, D], of which it is the mean.
+        frames: [P], how much each chunk counts in its group.
         cosines, scores: per checkpoint, [P, N] against all songs.
         unit: whether cosine and score look at directions alone.
+        groups: [P], which of the G groups each chunk belongs to; all to one unless given.
     """
     vectors: tp.Sequence[FloatArray]
     whole: tp.Sequence[FloatArray]
@@ -39,37 +44,59 @@ class Parts:
     cosines: tp.Sequence[FloatArray]
     scores: tp.Sequence[FloatArray]
     unit: tp.Tuple[bool, bool]
+    groups: tp.Optional[tp.Sequence[int]] = None
+
+    @property
+    def member(self) -> npt.NDArray[np.bool_]:
+        """Which chunks belong to each group, [G, P]."""
+        groups = np.zeros(len(self.vectors[0]), dtype=int) if self.groups is None else np.asarray(self.groups)
+        return groups == np.unique(groups)[:, None]
 
     @property
     def counts(self) -> tp.Tuple[int, int]:
-        """Chunks and checkpoints; one of each, and nothing can be drawn anew."""
-        return len(self.vectors[0]), len(self.vectors)
+        """Chunks that are not alone in their group, 1 where all are, and checkpoints; where both are 1 nothing can be
+        drawn anew."""
+        sizes = self.member.sum(axis=1)
+        return int(sizes[sizes > 1].sum()) or 1, len(self.vectors)
 
 
 def draws_of(parts: Parts, seed: int) -> tp.Tuple[FloatArray, FloatArray]:
     """How often each resample has each chunk [1 + B, P] and each checkpoint [1 + B, C]; the first has each once."""
     rng = np.random.default_rng(seed)
-    counts = [rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-              for n in parts.counts]
-    chunks, checkpoints = (np.concatenate([np.ones((1, drawn.shape[1])), drawn]) for drawn in counts)
-    return chunks, checkpoints
+    chunks = np.ones((1 + RESAMPLES, len(parts.vectors[0])))
+    for member in parts.member:
+        chunks[1:, member] = _drawn(rng, int(member.sum()))
+    return chunks, np.concatenate([np.ones((1, len(parts.vectors))), _drawn(rng, len(parts.vectors))])
+
+
+def _drawn(rng: np.random.Generator, count: int) -> FloatArray:
+    """How often each of so many is drawn, [B, count]."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
 
 
 def mixture_of(parts: Parts, draws: tp.Tuple[FloatArray, FloatArray], unit: bool) -> FloatArray:
     """What a resample's score takes of each chunk's score at each checkpoint, [1 + B, C * P]."""
     chunks, checkpoints = draws
-    share = chunks * np.asarray(parts.frames, dtype=np.float64)
-    share /= share.sum(axis=1, keepdims=True)
+    frames = chunks * np.asarray(parts.frames, dtype=np.float64)
     columns = []
     for checkpoint, vectors in enumerate(parts.vectors):
         rows = np.asarray(vectors, dtype=np.float64)
-        mean = share @ rows  # [1 + B, D]
-        length = np.linalg.norm(mean, axis=1, keepdims=True)
-        target = 1. if unit else float(np.linalg.norm(parts.whole[checkpoint]))
-        brought = np.divide(target, length, out=np.zeros_like(length), where=length > 0)
-        own = np.linalg.norm(rows, axis=1) if unit else np.ones(len(rows))  # a score by direction lacks these lengths
-        columns.append(checkpoints[:, checkpoint, None] / len(parts.vectors) * brought * share * own)
+        wholes = np.atleast_2d(np.asarray(parts.whole[checkpoint], dtype=np.float64))  # [G, D]
+        taken = np.zeros_like(frames)  # of each chunk's fingerprint
+        for whole, member in zip(wholes, parts.member, strict=True):
+            share = np.where(member, frames, 0.)
+            share /= share.sum(axis=1, keepdims=True)
+            taken += _brought(share, rows, float(np.linalg.norm(whole))) / len(wholes)
+        if unit:  # and a score by direction lacks the chunks' lengths
+            taken = _brought(taken, rows, 1.) * np.linalg.norm(rows, axis=1)
+        columns.append(checkpoints[:, checkpoint, None] / len(parts.vectors) * taken)
     return np.concatenate(columns, axis=1)
+
+
+def _brought(taken: FloatArray, rows: FloatArray, length: float) -> FloatArray:
+    """What to take of rows [P, D], as `taken` [1 + B, P] says, so that their sum has a length."""
+    found = np.linalg.norm(taken @ rows, axis=1, keepdims=True)
+    return taken * np.divide(length, found, out=np.zeros_like(found), where=found > 0)
 
 
 class Resamples:

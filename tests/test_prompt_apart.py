@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lumina_plugin import attribution
 from lumina_plugin.attribution import Attributor, QueryFacts
 from lumina_plugin.conditions import attributes_for
 from lumina_plugin.gradients import Example
@@ -23,9 +24,9 @@ def readers(project):
                        recipe=recipe.model_copy(update={'prompt_apart': apart})) for apart in (True, False)]
 
 
-def example(reader, start, stop):
+def example(reader, start, stop, frames=20):
     generator = torch.Generator().manual_seed(3)
-    codes = torch.randint(0, reader.lm.card, (reader.lm.n_q, 20), generator=generator)
+    codes = torch.randint(0, reader.lm.card, (reader.lm.n_q, frames), generator=generator)
     return Example(codes, start, stop, attributes_for(reader.lm))
 
 
@@ -59,3 +60,42 @@ def test_a_report_reads_the_prompt_in_its_other_reading(readers):
         np.testing.assert_allclose([by_song[song] for song in apart.song_ids], expected[channel], rtol=1e-4, atol=1e-6)
     first, second = ({row.track_id: row.score for row in report.channels['P'].rows} for report in reports)
     assert first == second  # with the prompt masked there is nothing to weigh
+
+
+def test_intervals_draw_each_half_from_its_own_chunks(readers, monkeypatch):
+    """Chunks of 50, 50 and 20 frames, of which the first 60 are the prompt's: it never draws what follows."""
+    drawn = []
+
+    def share_intervals(values, null, parts, seed):
+        drawn.append((values, parts))
+        return intervals(values, null, parts, seed)
+    intervals = attribution.share_intervals
+    monkeypatch.setattr(attribution, 'share_intervals', share_intervals)
+    apart, _ = readers
+    whole = example(apart, 0, 120, 120)
+    report = apart.attribute_codes(whole.codes, facts=QueryFacts(kind='continuation',
+                                                                 prompt_seconds=60 / apart.tokenizer.frame_rate))
+    (masked, one), (_, other), (values, parts), _ = drawn  # what follows, in two channels; then with the prompt
+    assert one.groups is None and other.groups is None and len(one.frames) == 2
+    assert parts.groups == [0, 0, 1, 1] and parts.frames == [50, 10, 40, 20] and parts.counts == (4, 2)
+    channel = next(iter(report.channels))
+    spans = [(0, 0, 50), (1, 0, 10), (1, 10, 50), (2, 0, 20)]
+    pieces = apart.fingerprint_parts([Example(whole.codes[:, 50 * chunk:50 * (chunk + 1)], start, stop,
+                                              whole.attributes) for chunk, start, stop in spans])
+    for found, expected in zip(parts.vectors, pieces[channel], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    prompt, _ = apart._fingerprints([Example(whole.codes[:, first:first + 50], 0, frames, whole.attributes)
+                                     for first, frames in ((0, 50), (50, 10))], [0, 0])
+    for found, expected in zip(parts.whole, prompt[channel], strict=True):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-5)
+    resampling = report.other_reading.channels[channel].resampling
+    assert (resampling.chunks, resampling.checkpoints) == (4, 2)
+
+
+def test_one_chunk_of_each_half_leaves_checkpoints_alone_to_draw(readers):
+    apart, _ = readers
+    codes, facts = example(apart, 0, 20).codes, QueryFacts(kind='continuation',
+                                                           prompt_seconds=5 / apart.tokenizer.frame_rate)
+    report = apart.attribute_codes(codes, facts=facts)
+    for channel in (*report.channels.values(), *report.other_reading.channels.values()):
+        assert (channel.resampling.chunks, channel.resampling.checkpoints) == (1, 2)

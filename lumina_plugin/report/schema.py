@@ -124,7 +124,8 @@ class Resampling(_Part):
     """How the intervals on shares were made."""
     level: tp.Annotated[float, Field(gt=0, lt=1)]
     resamples: Count
-    chunks: Count = Field(description="Chunks of the query, drawn with replacement.")
+    chunks: Count = Field(description="Chunks of the query, drawn with replacement; where a prompt counts apart from "
+                                      "what follows, those that are not alone in their half.")
     checkpoints: Count = Field(description="Checkpoints, drawn with replacement.")
 
 

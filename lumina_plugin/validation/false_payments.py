@@ -171,11 +171,12 @@ class _Remembering(Attributor):
         self._made = made
         super().__init__(*args, **kwargs)
 
-    def _fingerprints(self, examples: tp.List[Example], of_part: tp.List[int]) -> tp.Any:
-        key = tuple((codes_hash(one.codes), one.start, one.stop, str(one.attributes.text), part)
-                    for one, part in zip(examples, of_part, strict=True))
+    def _fingerprints(self, examples: tp.List[Example], of_part: tp.List[int],
+                      of_group: tp.Optional[tp.List[int]] = None) -> tp.Any:
+        key = (tuple((codes_hash(one.codes), one.start, one.stop, str(one.attributes.text), part)
+                     for one, part in zip(examples, of_part, strict=True)), tuple(of_group or ()))
         if key not in self._made:
-            self._made[key] = super()._fingerprints(examples, of_part)
+            self._made[key] = super()._fingerprints(examples, of_part, of_group)
         return self._made[key]
 
 
