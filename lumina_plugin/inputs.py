@@ -3,6 +3,7 @@
 Nothing here imports audiocraft.
 """
 
+import collections
 import gzip
 import os
 import re
@@ -14,6 +15,9 @@ from dora import git_save
 
 from .errors import LuminaError
 from .recipe import Recipe, get_recipe
+
+if tp.TYPE_CHECKING:
+    from .catalogue import Catalogue, Track
 
 _SIG, _PRETRAINED = '//sig/', '//pretrained/'
 _SPLITS = ('train', 'valid', 'evaluate', 'generate')
@@ -274,15 +278,58 @@ def _check_fingerprints(cfg: omegaconf.DictConfig, folder: Path) -> None:
                               f"{beside}.")
 
 
+def _expect_unknown(outside: 'Catalogue', cfg: omegaconf.DictConfig) -> None:
+    """LuminaError where an outside song is one that is trained on or fingerprinted. Only files of like size are read.
+    """
+    from .catalogue import Catalogue
+    from .prepared import progress_bar
+    by_size: tp.Dict[tp.Optional[int], tp.List[Track]] = collections.defaultdict(list)
+    for song in outside:
+        by_size[_size(song)].append(song)
+    known: tp.Dict[tp.Optional[int], tp.Dict[str, Track]] = {}
+    for key in ('datasource.train', 'fingerprint.catalogue'):
+        where = omegaconf.OmegaConf.select(cfg, key)
+        try:
+            tracks: tp.Sequence[Track] = Catalogue.from_manifest(where) if where else ()
+        except LuminaError:
+            continue  # which is told where these songs are needed
+        for track in progress_bar(tracks, f'outside songs or {key}', len(tracks)):
+            size = _size(track)
+            if size not in by_size:
+                continue
+            if size not in known:
+                known[size] = {digest: song for song in by_size[size] if (digest := _sha256(song)) is not None}
+            same = known[size].get(_sha256(track) or '')
+            if same is not None:
+                raise LuminaError(f"{same.path} cannot measure chance: it is song {track.id} of {key}; take it away, "
+                                  "or name other songs.")
+
+
+def _size(track: 'Track') -> tp.Optional[int]:
+    """Of its file in bytes; None where it is not there."""
+    try:
+        return track.path.stat().st_size
+    except OSError:
+        return None
+
+
+def _sha256(track: 'Track') -> tp.Optional[str]:
+    """Of its file; None where it cannot be read."""
+    try:
+        return track.sha256
+    except LuminaError:
+        return None
+
+
 def _check_outside(cfg: omegaconf.DictConfig, recipes: tp.Sequence[Recipe]) -> None:
-    """LuminaError where the songs that chance shall be measured by are not there, or too few."""
+    """LuminaError where the songs that chance shall be measured by are not there, too few, or not from outside."""
     where = omegaconf.OmegaConf.select(cfg, 'fingerprint.outside')
     if where in (None, '', GENERATED, NONE):
         return
     from .calibration import songs_needed
     from .outside import expect_enough
     try:
-        expect_enough(where, max(songs_needed(recipe.gate.rate) for recipe in recipes))
+        _expect_unknown(expect_enough(where, max(songs_needed(recipe.gate.rate) for recipe in recipes)), cfg)
     except LuminaError as error:
         raise LuminaError(f"fingerprint.outside is not usable: {error}") from None
 

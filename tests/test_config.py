@@ -281,6 +281,41 @@ def test_a_store_of_another_recipe_is_told_before_training(tmp_path):
     inputs.check_inputs(lumina(*changed, 'fingerprint.every=null'), tmp_path, train.main.dora.dir / 'xps')
 
 
+def test_a_training_song_among_the_outside_songs_is_told_before_training(tmp_path, monkeypatch):
+    from lumina_plugin.catalogue import build_catalogue, tracks
+
+    from .tiny import write_outside, write_songs
+    read = []
+    hashed = tracks.file_sha256
+    trained, other = (build_catalogue(write_songs(tmp_path / name, 3, seed=seed), tmp_path / f'{name}-manifest',
+                                      progress=False).manifest.parent for seed, name in enumerate(('songs', 'more')))
+    outside = write_outside(tmp_path / 'outside', 65)
+    monkeypatch.setattr(tracks, 'file_sha256', lambda path: read.append(Path(path).name) or hashed(path))
+
+    def check(*overrides):
+        inputs.check_inputs(lumina(f'fingerprint.outside={outside}', f'datasource.train={trained}',
+                                   f'fingerprint.catalogue={other}', *overrides), tmp_path,
+                            train.main.dora.dir / 'xps')
+    check()
+    assert not any(name.startswith('song-') for name in read)  # of a size that no outside song has
+    like = outside / 'zz.wav'
+    for folder, key in ('songs', 'datasource.train'), ('more', 'fingerprint.catalogue'):
+        song = (tmp_path / folder / 'song-2.wav').read_bytes()
+        like.write_bytes(song)
+        for named in (outside, build_catalogue(outside, tmp_path / 'outside-manifest', progress=False).manifest):
+            with pytest.raises(LuminaError, match='^fingerprint.outside is not usable: .*zz.wav cannot measure chance: '
+                                                  f'it is song song-2 of {key}; take it away, or name other songs.$'):
+                check(f'fingerprint.outside={named}')
+        like.write_bytes(song[:-1] + bytes([song[-1] ^ 1]))  # as long, but another song
+        check()
+    assert 'song-1.wav' in read  # which is as long
+    like.write_bytes((tmp_path / 'songs' / 'song-2.wav').read_bytes())
+    for unread in ('fingerprint.every=null', 'fingerprint.outside=generated'):
+        check(unread)
+    (tmp_path / 'songs' / 'song-2.wav').unlink()  # a song that is gone cannot be looked for
+    check()
+
+
 def test_fingerprints_of_a_sharded_training_are_refused_before_it(tmp_path):
     with pytest.raises(LuminaError, match=r'fsdp\.use=true.*fingerprint\.every=null'):
         inputs.check_inputs(lumina('fsdp.use=true'), tmp_path, train.main.dora.dir / 'xps')
