@@ -41,7 +41,7 @@ def test_reports_print_the_line_of_their_store(project):
         assert 0 <= reliability.ranking_correlation <= 1 and reliability.effective_rank >= 1
         line = words.reliability(channel)
         assert line in words.certainty(channel) and line.startswith('Reliability: ')
-        assert f'of {channel.calibration.outside_songs} outside songs' in line
+        assert f'of {channel.calibration.reliability.queries} outside recordings' in line
         doubted = reliability.model_copy(update={'doubts': ['hub_skewness']})
         calibration = channel.calibration.model_copy(update={'reliability': doubted})
         assert 'do not rely on this channel, for a few songs are close to everything' in words.reliability(
