@@ -3,15 +3,16 @@
 The printed gate takes the noise for isotropic. Here it is measured: outside songs owe nobody, so that whatever they
 score against the catalogue is chance. Scores become comparable by being standardised twice:
 
-    by query    its median over the N songs is taken off: a query that is alike to everything owes nobody for that
-    by song     mean and sd of that song's scores over the outside songs: a song that is found whatever is asked (a
-                hub) is not evidence
+    by song     mean and sd of that song's scores over the outside songs, each query's median taken off first: a song
+                that is found whatever is asked (a hub) is not evidence
+    by query    mean and sd (no less than 1) over the N songs of what that gives: a query that is alike to everything
+                owes nobody for that, and one whose scores scatter more widely than outside songs' proves nothing by it
 
 Then all n·N of them, of n outside songs, are one pool: p = (1 + how many lie at or above z) / (1 + n·N). It is the pool
 that makes p as small as a lone source among N songs needs.
 
-Several processes with some of the songs each make one null together: medians, the pooled variance and the pool are
-those of all songs (`joint`).
+Several processes with some of the songs each make one null together: medians, the pooled variance, a query's mean and
+sd and the pool are those of all songs (`joint`).
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ MIN_SONGS = 64  # outside songs, below which a song's own mean and sd are guesse
 PRIOR = 16.  # songs' worth of the pooled variance in each song's own
 EXACT_POOL = 1 << 20  # numbers of a pool that are kept as they are
 EXACT_TAIL, STEPS = 1 << 18, 1 << 12  # of a larger one: its highest, and so many steps for the rest
+QuerySpread = tp.Tuple[FloatArray, FloatArray]  # mean and sd of a query's deviations over the songs
 _TINY = 1e-12  # spread, relative to the largest score, below which only rounding is left
 
 
@@ -92,7 +94,8 @@ class Null:
         squares = np.square(array - self._mean).sum(axis=0, dtype=np.float64)
         self._floor = _TINY * max(gather(float(np.abs(array).max(initial=0.)))) or 1.
         self._sd = self._shrunk(squares, self.outside, _mean_of_all(squares.sum(), len(squares), gather))
-        z = self._left_out(array, squares, gather)
+        left_out = self._left_out(array, squares, gather)
+        z = _standardised(left_out, *_spread(left_out, gather))
         self.pool = sum(gather(z.size))
         self._pools = gather(_Pool.of(z, self.pool <= EXACT_POOL))
         self.smallest = 1 / (1 + self.pool)
@@ -104,20 +107,20 @@ class Null:
         return np.maximum(sd, self._floor)
 
     def _left_out(self, array: npt.NDArray, squares: FloatArray, gather: Gather) -> npt.NDArray:
-        """z [n, N] of the outside songs themselves, each by the mean and sd of the others: by its own, as part of
-        them, none could lie far out, and every real query would look remarkable."""
-        n, z = self.outside, np.empty_like(array)
+        """Deviations [n, N] of the outside songs themselves, each by the mean and sd of the others: by its own, as part
+        of them, none could lie far out, and every real query would look remarkable."""
+        n, found = self.outside, np.empty_like(array)
 
         def others(row: npt.NDArray) -> FloatArray:
             return np.maximum(squares - np.square(row - self._mean) * (n / (n - 1)), 0.)
         usual = _mean_of_all(np.array([others(row).sum() for row in array]), len(squares), gather)
         for index, row in enumerate(array):
-            z[index] = (row - self._mean) * (n / (n - 1)) / self._shrunk(others(row), n - 1, usual[index])
-        return z
+            found[index] = (row - self._mean) * (n / (n - 1)) / self._shrunk(others(row), n - 1, usual[index])
+        return found
 
-    def z(self, scores: npt.ArrayLike, centre: tp.Union[None, float, FloatArray] = None,
-          index: tp.Union[slice, npt.NDArray[np.int64]] = slice(None)) -> FloatArray:
-        """Standardised scores of queries [..., N]: how many sd above what this song scores by chance.
+    def deviations(self, scores: npt.ArrayLike, centre: tp.Union[None, float, FloatArray] = None,
+                   index: tp.Union[slice, npt.NDArray[np.int64]] = slice(None)) -> FloatArray:
+        """Scores of queries [..., N], standardised by song: how many sd above what each song scores by chance.
 
         Args:
             centre: the queries' medians over all N songs, where `scores` are of the songs `index` alone.
@@ -127,11 +130,42 @@ class Null:
             centre = np.median(values, axis=-1, keepdims=True) if values.shape[-1] else 0.
         return (values - centre - self._mean[index]) / self._sd[index]
 
+    def z(self, scores: npt.ArrayLike, centre: tp.Union[None, float, FloatArray] = None,
+          index: tp.Union[slice, npt.NDArray[np.int64]] = slice(None), spread: tp.Optional[QuerySpread] = None,
+          gather: tp.Optional[Gather] = None) -> FloatArray:
+        """Scores of queries [..., N], standardised by song and by query.
+
+        Args:
+            centre: as for `deviations`. spread: the deviations' own, over all N songs, where `scores` are of the songs
+                `index` alone. gather: where each process has some of the songs and `spread` is not known.
+        """
+        found = self.deviations(scores, centre, index)
+        return _standardised(found, *(_spread(found, gather or alone) if spread is None else spread))
+
     def p_values(self, z: npt.ArrayLike) -> FloatArray:
         """(1 + how many of the pool lie at or above z) / (1 + n·N), any shape; never too small."""
         values = np.asarray(z, dtype=np.float64)
         above = sum(pool.above(values) for pool in self._pools)
         return np.asarray((1. + above) / (1. + self.pool), dtype=np.float64)
+
+
+def spread_of_sums(total: npt.ArrayLike, squares: npt.ArrayLike, count: int) -> QuerySpread:
+    """Mean and sd from a sum and a sum of squares of so many numbers: any shape -> the same, twice."""
+    mean = np.asarray(total, dtype=np.float64) / max(count, 1)
+    return mean, np.sqrt(np.maximum(np.asarray(squares, dtype=np.float64) / max(count, 1) - np.square(mean), 0.))
+
+
+def _spread(rows: FloatArray, gather: Gather) -> QuerySpread:
+    """Mean and sd of each row over the songs of every process: [..., N] -> [..., 1], twice."""
+    parts = gather((rows.sum(axis=-1, keepdims=True, dtype=np.float64),
+                    np.square(rows).sum(axis=-1, keepdims=True, dtype=np.float64), rows.shape[-1]))
+    return spread_of_sums(*(sum(column) for column in zip(*parts, strict=True)))
+
+
+def _standardised(rows: FloatArray, mean: FloatArray, sd: FloatArray) -> FloatArray:
+    """(row - mean)/max(sd, 1): outside songs' deviations have an sd of about 1, and a query that scatters less, as
+    silence does, proves nothing by that."""
+    return np.asarray((rows - mean) / np.maximum(sd, 1.))
 
 
 def _mean_of_all(sums: npt.ArrayLike, songs: int, gather: Gather) -> FloatArray:

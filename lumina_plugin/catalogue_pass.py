@@ -99,7 +99,6 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
                        device: tp.Optional[str], batch_size: int, update: bool, outside: tp.Optional[str],
                        generations_of: tp.Optional[str], workers: Workers) -> FingerprintStore:
     compat.install()
-    from .calibration import songs_needed
     from .catalogue import Catalogue
     from .codec import codec_hash
     from .fingerprint import Fingerprinter
@@ -133,8 +132,8 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
     workers.barrier()
     beside = None
     if workers.first:
-        beside = outside_of_run(folder, FingerprintStore.open(path), tokenizer, songs_needed(recipe.gate.rate),
-                                songs=outside, generations_of=generations_of)
+        beside = outside_of_run(folder, FingerprintStore.open(path), tokenizer, recipe, songs=outside,
+                                generations_of=generations_of)
     for info, weights in _checkpoints(folder, recipe, musicgen):
         fingerprinter = Fingerprinter(musicgen.lm, recipe, weights, batch_size=batch_size)
         if workers.first:

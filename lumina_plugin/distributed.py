@@ -7,6 +7,7 @@
 | mean and sd of a query's scores | those of the parts are joined by the decomposition of variance    | first gather   |
 | chance: the null of the songs   | variances are summed, pools of outside songs' z put side by side  | at the start   |
 | a query's centre                | its median over all songs (`joint.medians`)                       | two gathers    |
+| a query's mean and sd of z      | sums and sums of squares are summed                               | one gather     |
 | q of a query's songs            | every process' different p, and how often it has each             | one gather     |
 | what the songs earn together    | weights are summed                                                | last gather    |
 | the highest songs               | the k highest of each process, with their numbers, are merged     | last gather    |
@@ -125,7 +126,7 @@ class DistributedScorer:
         null = self._null
         if null is None:
             return [None] * len(scores)
-        p = null.p_values(null.z(scores, joint.medians(scores, self._gather)[:, None]))
+        p = null.p_values(null.z(scores, joint.medians(scores, self._gather)[:, None], gather=self._gather))
         q = joint.q_values(p, self._gather or joint.alone)
         return [Chance(*both, self.rate, null.outside) for both in zip(p, q, strict=True)]
 

@@ -16,7 +16,7 @@ import typing as tp
 import numpy as np
 import numpy.typing as npt
 
-from .calibration import Null
+from .calibration import Null, QuerySpread, spread_of_sums
 from .resampling import BLOCK, RESAMPLES, Parts, Resamples, Some, draws_of, mixture_of
 from .scoring import FloatArray
 from .statistics import MIN_SONGS, ChannelStatistics, z_score
@@ -120,6 +120,18 @@ class _Calibrated:
         self._bounds = least_z(null, self._limits(self._most))
         self._counts = np.zeros((score.count, len(most)), dtype=np.int64)  # of songs, by the highest bound they reach
         self._highest = np.full(score.songs, -np.inf)  # each song's z in any resample
+        self._spread = self._spread_of_all()
+
+    def _spread_of_all(self) -> QuerySpread:
+        """Mean and sd of each resample's deviations over all songs, [B, 1] each."""
+        sums = np.zeros((2, self._score.count, 1))
+        for block in self._score.blocks():
+            found = self._null.deviations(self._score(block), self._score.centre, block)
+            sums += found.sum(axis=1, keepdims=True), np.square(found).sum(axis=1, keepdims=True)
+        return spread_of_sums(sums[0], sums[1], self._score.songs)
+
+    def _z(self, drawn: FloatArray, songs: Some) -> FloatArray:
+        return self._null.z(drawn, self._score.centre, songs, self._spread)
 
     def _limits(self, through: npt.NDArray[np.int64]) -> FloatArray:
         """The p up to which so many songs would be let through."""
@@ -127,7 +139,7 @@ class _Calibrated:
 
     def look(self, drawn: FloatArray, weight: FloatArray, block: slice) -> FloatArray:
         """As `_Printed.look`."""
-        z = self._null.z(drawn, self._score.centre, block)
+        z = self._z(drawn, block)
         self._highest[block] = z.max(axis=0)
         far = np.flatnonzero(z >= self._bounds[0])
         bound = np.searchsorted(self._bounds, z.ravel()[far], side='right') - 1
@@ -155,7 +167,7 @@ class _Calibrated:
         return index
 
     def _p(self, drawn: FloatArray, songs: Some) -> FloatArray:
-        return self._null.p_values(self._null.z(drawn, self._score.centre, songs))
+        return self._null.p_values(self._z(drawn, songs))
 
     def passes(self, drawn: FloatArray, songs: Some) -> npt.NDArray[np.bool_]:
         """As `_Printed.passes`."""

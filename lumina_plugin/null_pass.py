@@ -17,11 +17,11 @@ from .gradients import Example
 from .inputs import NONE
 from .models import load_musicgen, run_folder, run_key, run_stores
 from .origins import Origin, origin_named, origins_of
-from .outside import COUNT, Outside, gather
+from .outside import COUNT, Outside, OutsideSong, gather
 from .outside_generations import COUNT as GENERATIONS
 from .outside_generations import made_by
 from .prepared import progress_bar
-from .recipe import recipe_from_dict
+from .recipe import Recipe, recipe_from_dict
 from .store import FingerprintStore, Kind, OutsideRecord, StoredNull
 from .tokens import Tokenizer
 
@@ -38,16 +38,21 @@ def run_null(fingerprinter: Fingerprinter, outside: Outside, store: FingerprintS
         bool: False where just these songs were there already.
     """
     everything = [*outside.songs, *outside.generations]
-    records = [OutsideRecord(id=song.id, sha256=song.sha256, codes_hash=song.codes_hash,
+    records = [OutsideRecord(id=song.id, sha256=song.sha256, codes_hash=song.evidence_hash,
                              kind=tp.cast(Kind, song.kind)) for song in everything]
     if _kept(store, checkpoint) == (records, outside.origin, outside.generator):
         return False
-    songs = [Song(song.id, [Example(song.chunk.codes, song.prompt_frames, song.chunk.frames,
-                                    attributes_for(fingerprinter.lm, song.text))]) for song in everything]
+    songs = [_queried(song, attributes_for(fingerprinter.lm, song.text)) for song in everything]
     found = list(progress_bar(fingerprinter.fingerprints(songs), f'outside songs {checkpoint}', len(songs)))
     vectors = {channel: torch.stack([one.vectors[channel] for one in found]) for channel in store.channels}
     store.save_null(checkpoint, StoredNull(records, vectors, outside.origin, outside.generator))
     return True
+
+
+def _queried(song: OutsideSong, attributes: tp.Any) -> Song:
+    """An outside song as the query that it is: all its encodings, without the frames that were given."""
+    return Song(song.id, [Example(chunk.codes, song.prompt_frames, chunk.frames, attributes)
+                          for chunk in (song.chunk, *song.again)])
 
 
 def _kept(store: FingerprintStore, checkpoint: str) -> tp.Optional[tp.Tuple[tp.List[OutsideRecord], str, str]]:
@@ -109,8 +114,7 @@ def _calibrate(store: FingerprintStore, musicgen: tp.Any, run: tp.Optional[Path]
     store.expect(codec_hash=digest, model_config_hash=model_config_hash(musicgen.lm))
     tokenizer = Tokenizer(musicgen.compression_model, digest, recipe.chunk_seconds, recipe.silence_db,
                           cache=None if run is None else run / 'lumina' / 'codes')
-    outside = outside_of_run(run, store, tokenizer, songs_needed(recipe.gate.rate), count, songs,
-                             generations_of)
+    outside = outside_of_run(run, store, tokenizer, recipe, count, songs, generations_of)
     if outside is None:
         raise LuminaError(f"fingerprint.outside of run {run.name if run else ''} is none; name outside songs by "
                           "--songs FOLDER, or --songs generated.")
@@ -123,20 +127,20 @@ def _calibrate(store: FingerprintStore, musicgen: tp.Any, run: tp.Optional[Path]
     return done
 
 
-def outside_of_run(run: tp.Optional[Path], store: FingerprintStore, tokenizer: Tokenizer, needed: int,
+def outside_of_run(run: tp.Optional[Path], store: FingerprintStore, tokenizer: Tokenizer, recipe: Recipe,
                    count: int = COUNT, songs: tp.Optional[tp.Union[str, Path]] = None,
                    generations_of: tp.Optional[str] = None) -> tp.Optional[Outside]:
     """Outside songs as a run's configuration has them, wherever its paths lead by now, unless `songs` and
     `generations_of` are named."""
     from .catalogue_pass import manifests_of
-    where, valid, seen = songs, None, frozenset[str]()
+    where, valid, seen, needed = songs, None, frozenset[str](), songs_needed(recipe.gate.rate)
     if run is not None:
         if where in (None, ''):
             named = run_key(run, 'fingerprint.outside')
             where = next(iter(manifests_of(run, 'fingerprint.outside')), named)
             valid = next(iter(manifests_of(run, 'datasource.valid')), None)
         seen = frozenset(recordings_of(next(iter(manifests_of(run, 'datasource.train')), None)))
-    outside = gather(where, store, tokenizer, needed, count, valid, seen)
+    outside = gather(where, store, tokenizer, needed, count, valid, seen, recipe.query_phases)
     if run is None:
         return with_generations(outside, store, tokenizer, needed, generations_of, [])
     named = generations_of or run_key(run, 'fingerprint.generations_of')

@@ -1,7 +1,8 @@
 """Songs outside of the catalogue, which chance is measured by: recordings that the model never saw, or rendered ones.
 
-Of each the first chunk with sound is one query that owes nobody: without text, without prompt, encoded once. What a
-model generates is compared with generations instead (`outside_generations`).
+Of each the first chunk with sound is one query that owes nobody: without text, without prompt, encoded from as many
+starts as the recipe encodes a recording that is asked about. What a model generates is compared with generations
+instead (`outside_generations`).
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class OutsideSong:
 
     Args:
         id (str): Unique. sha256 (str): Of its file, of its samples or, of a generation, of its codes.
-        chunk (CodeChunk): Its first with sound.
+        chunk (CodeChunk): Its first with sound. again (tuple): The same, encoded from other starts within a frame.
         kind (str): 'recording' or 'generation'.
         prompt_frames (int): So many frames of a generation were given; they are left out.
         text (str, optional): That a generation was made under.
@@ -51,11 +52,18 @@ class OutsideSong:
     kind: str = RECORDING
     prompt_frames: int = 0
     text: tp.Optional[str] = None
+    again: tp.Tuple[CodeChunk, ...] = ()
 
     @property
     def codes_hash(self) -> str:
         """Of the chunk's codes, without padding."""
         return _hash_of(self.chunk)
+
+    @property
+    def evidence_hash(self) -> str:
+        """Of all that is fingerprinted."""
+        hashes = [_hash_of(chunk) for chunk in (self.chunk, *self.again)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(' '.join(hashes).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +76,8 @@ class Outside:
 
 
 def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer: Tokenizer, needed: int = MIN_SONGS,
-           count: int = COUNT, valid: tp.Optional[tp.Union[str, Path]] = None, seen: tp.Collection[str] = ()
-           ) -> tp.Optional[Outside]:
+           count: int = COUNT, valid: tp.Optional[tp.Union[str, Path]] = None, seen: tp.Collection[str] = (),
+           phases: int = 1) -> tp.Optional[Outside]:
     """Outside songs for a store.
 
     Args:
@@ -79,6 +87,7 @@ def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer:
         needed (int): The fewest that will do. count (int): How many to take, at least `needed`.
         valid (path, optional): Manifest of a run's validation split.
         seen (collection of str): SHA-256 of further recordings that the model was trained on.
+        phases (int): Encode each from so many starts, the recipe's `query_phases`.
     Raises:
         LuminaError: too few songs, or one that the store or the training holds.
     """
@@ -88,15 +97,15 @@ def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer:
     count = max(count, needed)
     if where in (None, '') and valid is not None:
         try:
-            return _fresh(_recordings(valid, tokenizer, needed, count, known, 'songs of the validation split'), store,
-                          tokenizer, needed)
+            return _fresh(_recordings(valid, tokenizer, needed, count, known, 'songs of the validation split', phases),
+                          store, tokenizer, needed)
         except LuminaError as reason:
             logger.info("Chance is measured by generated songs; datasource.valid will not do: %s", reason)
     if where in (None, '', GENERATED):
-        return _fresh(_generated(tokenizer, count), store, tokenizer, needed)
+        return _fresh(_generated(tokenizer, count, phases), store, tokenizer, needed)
     path = Path(tp.cast(str, where)).expanduser()
-    return _fresh(_recordings(path, tokenizer, needed, count, known, f'songs of {path.name}'), store,
-                  tokenizer, needed)
+    return _fresh(_recordings(path, tokenizer, needed, count, known, f'songs of {path.name}', phases),
+                  store, tokenizer, needed)
 
 
 def songs_in(path: tp.Union[str, Path]) -> Catalogue:
@@ -128,7 +137,7 @@ def _too_few(path: tp.Union[str, Path], found: int, needed: int) -> str:
 
 
 def _recordings(path: tp.Union[str, Path], tokenizer: Tokenizer, needed: int, count: int, known: tp.Mapping[str, str],
-                origin: str) -> Outside:
+                origin: str, phases: int) -> Outside:
     """The first chunk with sound of at most `count` recordings, spread over all that there are."""
     tracks = list(expect_enough(path, needed))
     chosen = spread(tracks, count)
@@ -138,8 +147,8 @@ def _recordings(path: tp.Union[str, Path], tokenizer: Tokenizer, needed: int, co
     for track in progress_bar(ahead, 'outside songs', len(tracks)):
         try:
             digest = track.sha256
-            chunk = None if digest in known else _first(
-                audio.load_audio(track.path, tokenizer.codec.sample_rate, tokenizer.codec.channels), tokenizer)
+            chunks = () if digest in known else _first(
+                audio.load_audio(track.path, tokenizer.codec.sample_rate, tokenizer.codec.channels), tokenizer, phases)
         except LuminaError as error:
             logger.warning("Passing over the outside song %s: %s", track.id, error)
             continue
@@ -147,8 +156,8 @@ def _recordings(path: tp.Union[str, Path], tokenizer: Tokenizer, needed: int, co
             raise LuminaError(f"{track.path} cannot measure chance: it is "
                               f"{f'song {known[digest]} of the catalogue' if known[digest] else 'a training song'}; "
                               "take it away, or name other songs.")
-        if chunk is not None:
-            song = OutsideSong(track.id, digest, chunk)
+        if chunks:
+            song = OutsideSong(track.id, digest, chunks[0], again=chunks[1:])
             found.setdefault(song.codes_hash, song)  # the same recording twice is one song
         if len(found) == count:
             break
@@ -157,7 +166,7 @@ def _recordings(path: tp.Union[str, Path], tokenizer: Tokenizer, needed: int, co
     return Outside(list(found.values()), origin)
 
 
-def _generated(tokenizer: Tokenizer, count: int) -> Outside:
+def _generated(tokenizer: Tokenizer, count: int, phases: int) -> Outside:
     """Beginnings of songs that the embedded generator makes for this, and for nothing else."""
     from .embedded import SAMPLE_RATE, endless_songs
     codec, songs = tokenizer.codec, []
@@ -165,18 +174,21 @@ def _generated(tokenizer: Tokenizer, count: int) -> Outside:
     for number, spec in enumerate(progress_bar(specs, 'outside songs', count), 1):
         samples = dataclasses.replace(spec, duration=max(SECONDS, tokenizer.chunk_seconds)).render()
         wav = audio.resample(torch.from_numpy(samples)[None], SAMPLE_RATE, codec.sample_rate)
-        chunk = _first(audio.downmix(wav, codec.channels), tokenizer)
-        assert chunk is not None, "the generator makes no silence"
-        songs.append(OutsideSong(f'generated-{number:04d}', hashlib.sha256(samples.tobytes()).hexdigest(), chunk))
+        chunks = _first(audio.downmix(wav, codec.channels), tokenizer, phases)
+        assert chunks, "the generator makes no silence"
+        songs.append(OutsideSong(f'generated-{number:04d}', hashlib.sha256(samples.tobytes()).hexdigest(), chunks[0],
+                                 again=chunks[1:]))
     return Outside(songs, _MADE)
 
 
-def _first(wav: torch.Tensor, tokenizer: Tokenizer) -> tp.Optional[CodeChunk]:
-    """Codes of the first chunk with sound of a waveform [C, T] at the codec's rate; None where all is silent."""
+def _first(wav: torch.Tensor, tokenizer: Tokenizer, phases: int) -> tp.Tuple[CodeChunk, ...]:
+    """Codes of the first chunk with sound of a waveform [C, T] at the codec's rate, from so many starts; none where all
+    is silent."""
     for piece in audio.chunk(wav, tokenizer.codec.sample_rate, tokenizer.chunk_seconds):
-        if not audio.silent(piece.wav[..., :piece.valid], tokenizer.silence_db):
-            return tokenizer.audio(piece.wav[..., :piece.valid]).chunks[0]
-    return None
+        sound = piece.wav[..., :piece.valid]
+        if not audio.silent(sound, tokenizer.silence_db):
+            return tuple(tokenizer.audio(sound[..., start:]).chunks[0] for start in tokenizer.starts(sound, phases))
+    return ()
 
 
 def _fresh(outside: Outside, store: FingerprintStore, tokenizer: Tokenizer, needed: int) -> Outside:

@@ -60,7 +60,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
     def __init__(self, cfg: omegaconf.DictConfig):
         self._prepared: tp.Optional[PreparedCatalogue] = None
         self._prepared_for: tp.Optional[tp.Tuple[str, float, float, int]] = None
-        self._outside: tp.Optional[tp.Tuple[tp.Tuple[float, float, float], tp.Optional[Outside]]] = None
+        self._outside: tp.Optional[tp.Tuple[tp.Tuple[float, ...], tp.Optional[Outside]]] = None
         self._recipes = recipes_of(cfg)
         super().__init__(cfg)
         for recipe in self._recipes:
@@ -285,11 +285,11 @@ class LuminaMusicGenSolver(MusicGenSolver):
                         checkpoint: str) -> None:
         """Fingerprint the outside songs, which are read once, beside the catalogue's."""
         recipe, source = fingerprinter.recipe, self.cfg.datasource
-        wanted = (recipe.chunk_seconds, recipe.silence_db, recipe.gate.rate)
+        wanted = (recipe.chunk_seconds, recipe.silence_db, recipe.gate.rate, recipe.query_phases)
         if self._outside is None or self._outside[0] != wanted:
             needed, tokenizer, catalogue = songs_needed(recipe.gate.rate), prepared.tokenizer, prepared.catalogue
             found = gather(self.cfg.fingerprint.get('outside'), store, tokenizer, needed, valid=source.get('valid'),
-                           seen=frozenset(recordings_of(source.get('train'))))
+                           seen=frozenset(recordings_of(source.get('train'))), phases=recipe.query_phases)
             found = with_generations(found, store, tokenizer, needed, self.cfg.fingerprint.get('generations_of'),
                                      self._origins[1:] if self._borrows else self._origins, catalogue, str(self.device))
             self._outside = (wanted, found)

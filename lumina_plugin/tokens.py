@@ -132,7 +132,7 @@ class Tokenizer:
         """Every start's codes, those that were not known yet being remembered from now on."""
         found, parts = list(reading.found), len(reading.found)
         if reading.wav is not None:
-            starts = self._starts(reading.wav, parts)
+            starts = self.starts(reading.wav, parts)
             for part, start in enumerate(starts):
                 if found[part] is None:
                     found[part] = phase = self.audio(reading.wav[:, start:])
@@ -161,9 +161,9 @@ class Tokenizer:
         wav = audio.load_audio(path, self.codec.sample_rate, self.codec.channels)
         device = next(self.codec.parameters()).device
         return [self.codec.encode(wav[None, :, start:].to(device))[0][0].cpu().long()
-                for start in self._starts(wav, parts)]
+                for start in self.starts(wav, parts)]
 
-    def _starts(self, wav: torch.Tensor, parts: int) -> tp.List[int]:
+    def starts(self, wav: torch.Tensor, parts: int) -> tp.List[int]:
         """Samples at which a recording [C, T] is cut to begin: equally spaced within one frame, never all of it."""
         hop = self.codec.sample_rate / self.frame_rate
         return [start for start in (int(part * hop / parts) for part in range(parts))

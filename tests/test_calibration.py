@@ -84,6 +84,16 @@ def test_what_is_alike_to_everything_and_what_is_found_by_everything_owes_nothin
     np.testing.assert_allclose(moved.z(query + 0.8 * hub), still.z(query), atol=1e-9)
 
 
+def test_scores_that_scatter_widely_or_hardly_prove_nothing_by_it():
+    """As those of music that is encoded more often, or more smoothly, than the outside songs."""
+    null, queries = Null(chance(np.random.default_rng(6), 200)), chance(np.random.default_rng(7), 300)
+    for scale in (.01, 1., 30.):
+        paid = let_through(null.p_values(null.z(queries * scale)), .05, SONGS).any(axis=1)
+        assert paid.mean() < .09, scale
+    lone = queries + 12. * queries.std() * (np.arange(SONGS) == 3)
+    assert let_through(null.p_values(null.z(lone * 30.)), .05, SONGS)[:, 3].mean() > .95
+
+
 def test_equal_scores_are_no_evidence():
     null = Null(np.ones((64, 9)))
     assert np.isfinite(null.z(np.ones(9))).all() and (null.p_values(null.z(np.ones(9))) == 1).all()
@@ -239,7 +249,7 @@ def test_of_a_large_catalogue_every_song_counts_in_every_resample(noise, calibra
     np.testing.assert_array_equal(found.index, np.arange(5000))
     np.testing.assert_allclose(found.low, np.minimum(low, point), atol=1e-12)
     np.testing.assert_allclose(found.high, np.maximum(high, point), atol=1e-12)
-    assert (found.high > 0).sum() > values.qualified.sum() > 0
+    assert (found.high > 0).sum() >= values.qualified.sum() > 0
 
 
 @pytest.mark.parametrize('calibrated', [False, True])

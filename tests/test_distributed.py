@@ -222,7 +222,7 @@ def test_a_null_from_parts_is_that_of_the_whole(exact: int, cuts: tp.List[int], 
     def judged(part: np.ndarray, gather: joint.Gather) -> np.ndarray:
         null = Null(part[:66], gather)
         assert null.smallest == 1 / (1 + 66 * 61) and null.outside == 66
-        return null.p_values(null.z(part[66:], joint.medians(part[66:], gather)[:, None]))
+        return null.p_values(null.z(part[66:], joint.medians(part[66:], gather)[:, None], gather=gather))
     found = np.concatenate(each_with(cut(np.concatenate([scores, queries]), cuts), judged), axis=1)
     whole = Null(scores)
     one = whole.p_values(whole.z(queries))

@@ -42,7 +42,7 @@ def other(opened, strangers):
         build_lm(card=16), opened.musicgen.compression_model)
     catalogue = Catalogue.from_manifest(strangers)
     return dataclasses.replace(opened, title='other', musicgen=musicgen, catalogue=catalogue, stores=[],
-                               songs=false_payments.strangers_of(opened, strangers))
+                               songs=false_payments.strangers_of(opened, strangers)[0])
 
 
 # -- causal and self ------------------------------------------------------------------------------------------------
@@ -132,17 +132,17 @@ def test_distances_below_rounding_are_told():
 # -- false payments -------------------------------------------------------------------------------------------------
 
 def test_payments_are_those_of_reports(opened, strangers):
-    queries = false_payments.strangers_of(opened, strangers)
+    queries, files = false_payments.strangers_of(opened, strangers)
     assert len(queries) == 3  # the silent one owes nothing to anybody anyway
     sources = opened.continued(PROMPT)
-    rows, refused = false_payments.measure(opened, {'recordings': queries}, sources)
+    rows, refused = false_payments.measure(opened, {'recordings': queries}, sources, files)
     attributor = Attributor(opened.musicgen.lm, opened.musicgen.compression_model, opened.stores[0].path)
     gate = next(name for name, recipe in false_payments.gates(attributor.recipe).items()
                 if recipe.hash == attributor.recipe.hash)
     found = {(row.family, row.prompt, row.channel): row for row in rows if row.gate == gate}
     assert set(found) == {*(('recordings', 'own', c) for c in ('P', 'M', 'any')),
                           *(('continuations', p, c) for p in ('masked', 'counted') for c in ('P', 'M', 'any'))}
-    reports = [attributor.attribute_codes(query.codes, facts=QueryFacts(kind='file')) for query in queries]
+    reports = [attributor.attribute_file(files[query.id]) for query in queries]
     for channel in ('P', 'M'):
         paid = [any(row.share > 0 for row in report.channels[channel].rows) for report in reports]
         row = found['recordings', 'own', channel]
@@ -158,18 +158,6 @@ def test_payments_are_those_of_reports(opened, strangers):
         row = found['continuations', prompt, 'M']
         assert row.source.mean == pytest.approx(np.mean(np.array(shares) > 0))
         assert row.source_share == pytest.approx(np.mean(shares))
-
-
-def test_whole_files_are_attributed_as_files(opened, strangers, monkeypatch):
-    assert false_payments.files_of(opened, strangers) == ([], {})  # none is longer than a query
-    monkeypatch.setattr(false_payments, 'SECONDS', 1.)
-    queries, files = false_payments.files_of(opened, strangers)
-    assert len(queries) == 3 and all(files[query.id].is_file() for query in queries)
-    rows, _ = false_payments.measure(opened, {false_payments.WHOLE: queries}, opened.continued(PROMPT), files)
-    attributor = Attributor(opened.musicgen.lm, opened.musicgen.compression_model, opened.stores[0].path)
-    reports = [attributor.attribute_file(files[query.id]) for query in queries]
-    row = next(row for row in rows if (row.family, row.gate, row.channel) == (false_payments.WHOLE, 'calibrated', 'M'))
-    assert row.amount == pytest.approx(np.mean([1 - report.channels['M'].unattributed for report in reports]))
 
 
 def test_every_gate_that_recipes_know_is_tried(opened):

@@ -128,10 +128,8 @@ def false_payments(
     rows: tp.List[module.Paid] = []
     refused: tp.List[str] = []
     for opened in open_stored(model or [], out, device):
-        families = {'recordings': module.strangers_of(opened, manifest)}
-        whole, files = module.files_of(opened, manifest)
-        if whole:
-            families[module.WHOLE] = whole
+        queries, files = module.strangers_of(opened, manifest)
+        families = {module.RECORDINGS: queries}
         for source in models:
             families[f'generations, {source.title}'] = module.others_of(opened, source, each, seconds)
         found, why = module.measure(opened, families, opened.continued(prompt), files)

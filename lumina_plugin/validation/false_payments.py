@@ -27,10 +27,10 @@ from .queries import Query, recordings
 from .results import kept_parts, wilson
 from .truth import FloatArray
 
-WHOLE = 'whole files'  # a family: recordings from their beginning to their end, as `lumina attribute` reads them
+RECORDINGS = 'recordings'  # a family: whole files, as `lumina attribute` reads them
 EACH = 32  # free generations of the other model, and as many continuations of its own songs
 OWN, MASKED, COUNTED = 'own', 'masked', 'counted'  # how a prompt is read: as the recipe says, left out, counted
-_VERSION = 2  # of what is asked about a query: kept payments of another are measured again
+_VERSION = 3  # of what is asked about a query: kept payments of another are measured again
 ANY, SOURCES = 'any', 'continuations'  # a channel, and a family: of the model's own songs
 
 
@@ -82,27 +82,20 @@ def allowed(recipe: Recipe) -> float:
 
 # -- queries --------------------------------------------------------------------------------------------------------
 
-def strangers_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.List[Query]:
-    """The beginnings of recordings that owe the run nothing, those with sound.
+def strangers_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.Tuple[tp.List[Query], tp.Dict[str, Path]]:
+    """Recordings that owe the run nothing, those with sound, and where they lie by the queries' ids.
 
     Raises:
         LuminaError: when one is a song of a store, or one that its gate was set by.
     """
-    catalogue = [track for track in Catalogue.from_manifest(manifest)
-                 if not opened.tokenizer.file(track.path, track.sha256).silent]
+    tracks = [track for track in Catalogue.from_manifest(manifest)
+              if not opened.tokenizer.file(track.path, track.sha256).silent]
     known = _recordings_of(opened)
-    for track in catalogue:
+    for track in tracks:
         if track.sha256 in known:
             raise LuminaError(f"{track.path} is {known[track.sha256]} of a store of {opened.run.name}, which knows it; "
                               "name recordings by --strangers that are in no catalogue and set no gate.")
-    return recordings(catalogue, opened.tokenizer, 'heldout', opened.frames(SECONDS))
-
-
-def files_of(opened: Opened, manifest: tp.Union[str, Path]) -> tp.Tuple[tp.List[Query], tp.Dict[str, Path]]:
-    """Those of a manifest's recordings that are longer than a chunk, whole, and where they lie by the queries' ids."""
-    tracks = [track for track in Catalogue.from_manifest(manifest) if track.duration > SECONDS
-              and not opened.tokenizer.file(track.path, track.sha256).silent]
-    queries = recordings(tracks, opened.tokenizer, 'heldout', 1 << 30)
+    queries = recordings(tracks, opened.tokenizer, 'heldout', opened.frames(SECONDS))
     return queries, {query.id: track.path for query, track in zip(queries, tracks, strict=True)}
 
 
@@ -202,7 +195,7 @@ def payments(opened: Opened, attributor: Attributor, queries: tp.Sequence[Query]
 def _payment(attributor: Attributor, query: Query, readings: tp.Sequence[str], file: tp.Optional[Path] = None
              ) -> tp.Dict[str, float]:
     seconds = query.prompt_frames / attributor.tokenizer.frame_rate
-    kind = 'file' if query.family == 'heldout' else 'continuation' if seconds else 'generation'
+    kind = 'continuation' if seconds else 'generation'
     facts = QueryFacts(query.id, tp.cast(tp.Any, kind), query.text, prompt_song_id=query.source, prompt_seconds=seconds)
     report = (attributor.attribute_codes(query.codes, attributes_for(attributor.lm, query.text), facts) if file is None
               else attributor.attribute_file(file))
@@ -235,7 +228,7 @@ def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sourc
 
     Args:
         families (dict): By name, queries that owe nothing. sources (sequence of Query): Continuations of songs.
-        files (dict, optional): By query of the family `WHOLE`, the file that is attributed.
+        files (dict, optional): By query of the family `RECORDINGS`, the file that is attributed.
     Returns:
         list of Paid. list of str: Why a gate could not be tried, a sentence each.
     Raises:
@@ -262,7 +255,7 @@ def measure(opened: Opened, families: tp.Mapping[str, tp.Sequence[Query]], sourc
             for family, queries in [*families.items(), (SOURCES, sources)]:
                 readings = (MASKED, COUNTED) if family == SOURCES else (OWN,)
                 found = payments(opened, attributor, queries, readings, f'{name}, {family}, {opened.title}',
-                                 files if family == WHOLE else None)
+                                 files if family == RECORDINGS else None)
                 rows += [row for reading in readings
                          for row in _paid(opened.title, store, gate, recipe, family, reading, found)]
     if not rows:
