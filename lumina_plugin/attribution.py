@@ -382,12 +382,14 @@ class Attributor:
             ids = [track_id for names, _ in shards for track_id in names]
             matrices.append(StackedRows([rows for _, rows in shards], self.store.identity.dim))
         names = list(dict.fromkeys(['cosine', self.recipe.scoring.method]))
-        unit = not self.recipe.projection.keeps_lengths
+        unit = not self.recipe.projection.keeps_lengths(channel)
         scorers = [fit_scorers(names, songs, self.recipe.scoring.ridge, unit=unit) for songs in matrices]
         chances = self._outside.chances(channel, scorers, self.recipe.scoring.method, ids)
         if self.recipe.gate.noise_floor == 'theory':
             return _Channel(ids, scorers, 0., statistics.noise_floor(self.store.identity.dim), '1/sqrt(D)', chances)
-        return _Channel(ids, scorers, *statistics.measured_noise(matrices, unit=unit), 'measured', chances)
+        alone = self.recipe.projection.kind_of(channel) == 'separated'  # nothing is kept of what lies outside
+        rank = min(int(self.store.projection(each, channel)[1]['rank']) for each in self.checkpoints) if alone else None
+        return _Channel(ids, scorers, *statistics.measured_noise(matrices, rank, unit=unit), 'measured', chances)
 
     def _copies_that_fit(self) -> int:
         """Checkpoints to keep ready: all of them on a CPU, where they stay mapped files; on a GPU, what has room."""

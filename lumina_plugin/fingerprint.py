@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from .capture import Moments, Reducer
+from .channels import Block
 from .errors import LuminaError
 from .gradients import Example, GradientModel, Gradients
 from .projection import BlockReducers, ChannelProjection, FittedProjection, RandomProjection
 from .recipe import Recipe
+from .separation import RANK, RECORDINGS, TIMES
 
 Projections = tp.Dict[str, ChannelProjection]  # by channel
 Progress = tp.Callable[[tp.Iterable, str, int], tp.Iterable]
@@ -81,6 +83,12 @@ class Fingerprinter(GradientModel):
         super().__init__(lm, recipe, weights, batch_size, autocast)
         self.projections = projections
 
+    def alone(self, channel: str) -> 'Fingerprinter':
+        """The same for one channel: what the others would cost is not computed. Without projections."""
+        recipe = self.recipe.model_copy(update={'channels': {channel: self.recipe.channels[channel]}})
+        weights = {name.removeprefix('lm.'): tensor for name, tensor in self._state.items()}
+        return Fingerprinter(self.lm, recipe, weights, batch_size=self.batch_size, autocast=self.autocast)
+
     # -- gradients of songs -----------------------------------------------------------------------------------------
 
     def windows(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]) -> tp.Iterator[Window]:
@@ -89,14 +97,19 @@ class Fingerprinter(GradientModel):
         A window's songs share their batches, and no two windows do: what a song yields does not depend on the songs of
         other windows at all, and on those of its own by rounding alone.
         """
-        each = 4 * sum(reducer.dim for reducer in reducers.values())
-        together = max(1, min(WINDOW_SONGS, WINDOW_BYTES // each))
-        for first in range(0, len(songs), together):
-            group = songs[first:first + together]
+        for group in self.grouped(songs, reducers):
             gradients, chunk_norms = self.song_gradients([song.examples for song in group], _union(reducers))
             joined = {channel: reducer.join(gradients) for channel, reducer in reducers.items()}
             yield Window([song.id for song in group], {channel: rows for channel, (rows, _) in joined.items()},
                          {channel: norms for channel, (_, norms) in joined.items()}, chunk_norms)
+
+    def grouped(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]
+                ) -> tp.Iterator[tp.Sequence[Song]]:
+        """Songs as windows hold them: as many in a row as memory takes."""
+        each = 4 * sum(reducer.dim for reducer in reducers.values())
+        together = max(1, min(WINDOW_SONGS, WINDOW_BYTES // each))
+        for first in range(0, len(songs), together):
+            yield songs[first:first + together]
 
     def song_gradients(self, songs: tp.Sequence[tp.Sequence[Example]], reducers: tp.Mapping[str, Reducer]
                        ) -> tp.Tuple[Gradients, tp.List[tp.Dict[str, torch.Tensor]]]:
@@ -137,7 +150,13 @@ class Fingerprinter(GradientModel):
         Returns:
             Projections: By channel; also kept in `self.projections`.
             list of Window: Gradients of the songs that were used, in order; none when nothing was fitted.
+        Raises:
+            LuminaError: for a separated channel, which recordings are needed for.
         """
+        if self.separated:
+            raise LuminaError(f"Channel {self.separated[0]} is to be separated, which songs as codes are not enough "
+                              "for; fingerprint by `passes.run_pass`, or pass projections from "
+                              "`pairs.fit_separations`.")
         reducers = self.fit_reducers(songs, progress)
         sample = self.fit_sample(songs, reducers)
         windows = list(self.windows(sample, reducers))
@@ -165,16 +184,16 @@ class Fingerprinter(GradientModel):
 
     def fit_sample(self, songs: tp.Sequence[Song], reducers: tp.Mapping[str, BlockReducers]) -> tp.List[Song]:
         """The songs that the second stage of the projections is fitted on: none where it depends on no data."""
-        if self.recipe.projection.kind == 'random':
+        if all(self.recipe.projection.kind_of(channel) != 'fitted' for channel in self.channels):
             return []
         return spread(songs, self._fit_songs(sum(reducer.dim for reducer in reducers.values())))
 
     def fit_projections(self, reducers: tp.Mapping[str, BlockReducers], windows: tp.Sequence[Window]) -> Projections:
-        """Both stages, from the gradients of `fit_sample`."""
+        """Both stages of these channels, none of them separated, from the gradients of `fit_sample`."""
         config = self.recipe.projection
         projections: Projections = {}
         for channel, reducer in reducers.items():
-            if config.kind == 'random':
+            if config.kind_of(channel) == 'random':
                 projections[channel] = ChannelProjection(
                     reducer, RandomProjection(reducer.dim, config.dim, config.seed))
                 continue
@@ -187,22 +206,50 @@ class Fingerprinter(GradientModel):
         """How many songs' joined gradients a fit may hold at once."""
         return min(self.recipe.projection.fit_songs, max(2, FIT_BYTES // (4 * joined_dim)))
 
-    def fit_bytes(self, songs: int) -> tp.Tuple[int, int]:
-        """What a pass over so many songs will need: bytes of the projections that `fit` makes, and of the gradients
-        that are held at once (those that it looks at, twice as they may be centred; or else a few batches)."""
-        config = self.recipe.projection
-        kept = {channel: [(min(b.out_features, config.width_of(channel) or b.out_features),
-                           min(b.in_features, config.width_of(channel) or b.in_features), b) for b in blocks]
+    @property
+    def separated(self) -> tp.List[str]:
+        """The channels that are to be separated."""
+        return [channel for channel in self.channels if self.recipe.projection.kind_of(channel) == 'separated']
+
+    def songs_to_change(self, songs: int, joined_dim: int) -> int:
+        """Of so many songs, how many are changed to separate a channel of so many numbers: as a fit has room for their
+        recordings."""
+        recordings = min(RECORDINGS, FIT_BYTES // (4 * joined_dim))
+        return min(songs, self.recipe.projection.fit_songs, max(2, recordings // (1 + TIMES)))
+
+    def recordings(self, songs: int) -> tp.Dict[str, int]:
+        """By separated channel, how many recordings a pass over so many songs fits it on."""
+        kept = self._kept()
+        return {channel: (1 + TIMES) * self.songs_to_change(songs, sum(o * i for o, i, _ in kept[channel]))
+                for channel in self.separated}
+
+    def _kept(self) -> tp.Dict[str, tp.List[tp.Tuple[int, int, Block]]]:
+        """By channel, its blocks with what is kept of both sides of their gradients, [o', i']."""
+        width = self.recipe.projection.width_of
+        return {channel: [(min(b.out_features, width(channel) or b.out_features),
+                           min(b.in_features, width(channel) or b.in_features), b) for b in blocks]
                 for channel, blocks in self.channels.items()}
+
+    def fit_bytes(self, songs: int) -> tp.Tuple[int, int]:
+        """What a pass over so many songs will need: bytes of the projections that are fitted, and of the gradients that
+        are held at once (those that a fit looks at, twice as they may be centred; or else a few batches)."""
+        config, kept, recordings = self.recipe.projection, self._kept(), self.recordings(songs)
         factors = sum(rows * b.out_features + columns * b.in_features
                       for blocks in kept.values() for rows, columns, b in blocks) if config.block_width else 0
         stored = factors if config.factor_kind == 'fitted' else 0  # random ones are made again from their seed
-        joined = [sum(rows * columns for rows, columns, _ in blocks) for blocks in kept.values()]
-        if config.kind == 'random':  # a batch, its parts of songs, and joined rows with signs
-            return 4 * stored, 4 * (factors - stored + sum(joined) * (2 * self.batch_size + 4))
-        used = min(songs, self._fit_songs(sum(joined)))
-        rank = min(used - config.center, config.dim - (config.residual_dim or 0))
-        return 4 * (stored + sum(joined) * (rank + 1)), 4 * (factors - stored + 2 * used * sum(joined))
+        numbers = {channel: sum(rows * columns for rows, columns, _ in blocks) for channel, blocks in kept.items()}
+        joined = sum(numbers.values())
+        used = min(songs, self._fit_songs(joined))
+        rank, held, made = min(used - config.center, config.dim - (config.residual_dim or 0)), [0], stored
+        for channel, size in numbers.items():  # separated ones are fitted one after the other, before all others
+            if channel in recordings:
+                made += size * (min(RANK, config.dim, recordings[channel]) + 1)
+                held.append(2 * recordings[channel] * size)
+            elif config.kind_of(channel) == 'fitted':
+                made += size * (rank + 1)
+                held.append(2 * used * joined)
+        # without any fit: a batch, its parts of songs, and joined rows with signs
+        return 4 * made, 4 * (factors - stored + (max(held) or joined * (2 * self.batch_size + 4)))
 
     # -- fingerprints ---------------------------------------------------------------------------------------------
 

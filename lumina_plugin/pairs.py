@@ -2,7 +2,8 @@
 
 Three sources: a user's own songs, changed (`augmentations`); crossed songs of the package (`embedded.crossed`), which
 are also what channels are measured on; and excerpts of the user's songs. Codes are remembered on disk.
-`fit_separations` makes them into projections, with which a `Fingerprinter` gives separated fingerprints.
+`fit_separations` makes them into projections, with which a `Fingerprinter` gives separated fingerprints; a pass over a
+catalogue gives it the `changed_songs`.
 """
 
 import hashlib
@@ -22,12 +23,13 @@ from .catalogue import Track
 from .conditions import attributes_for
 from .embedded.crossed import CrossedSong
 from .errors import LuminaError
-from .fingerprint import Fingerprinter, Projections, Song
+from .fingerprint import Fingerprinter, Projections, Song, spread
 from .gradients import Example
-from .prepared import progress_bar
+from .prepared import PreparedCatalogue, progress_bar
 from .projection import BlockReducers, ChannelProjection
-from .separation import KEEPS, RANK, Separation
+from .separation import KEEPS, RANK, TIMES, Separation
 from .tokens import Tokenizer
+from .workers import Workers
 
 _VERSION = 1  # of what is done to songs: remembered codes of another are made again
 _EXCERPT = (.2, .8)  # of a song's first chunk
@@ -45,25 +47,39 @@ class Maker:
     Args:
         tokenizer (Tokenizer): Codec and chunking; a recording is its first chunk.
         lm (nn.Module): Whose conditions an example has.
-        cache (path): Folder for codes.
+        cache (path, optional): Folder for codes; None keeps nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer, lm: nn.Module, cache: tp.Union[str, Path]):
-        self.tokenizer, self.lm, self.cache = tokenizer, lm, Path(cache)
+    def __init__(self, tokenizer: Tokenizer, lm: nn.Module, cache: tp.Optional[tp.Union[str, Path]]):
+        self.tokenizer, self.lm, self.cache = tokenizer, lm, None if cache is None else Path(cache)
 
-    def changed(self, tracks: tp.Iterable[Track], kept: str, changes: int) -> Recordings:
-        """Songs as they are, and as often changed as said in all but what is kept ('composition' or 'production')."""
+    def changed(self, tracks: tp.Sequence[Track], kept: str, changes: int, seed: int = 0,
+                workers: tp.Optional[Workers] = None) -> Recordings:
+        """Songs as they are, and as often changed as said in all but what is kept ('composition' or 'production').
+
+        Args:
+            tracks (sequence of Track): The songs. kept (str): What all recordings of a song share.
+            changes (int): How often each is changed. seed (int): Chooses how.
+            workers (Workers, optional): The processes that make them together, where there is a cache; each gets all.
+        """
+        workers = workers or Workers()
         change = CHANGES['production' if kept == 'composition' else 'composition']
 
         def variants(number: int, track: Track) -> tp.Iterator[npt.ArrayLike]:
             wave = self._first_chunk(track)
             yield wave
-            for seed in range(changes):
-                yield change(wave, self.tokenizer.codec.sample_rate, number * 1000 + seed)
+            for time in range(changes):
+                yield change(wave, self.tokenizer.codec.sample_rate, (seed * 1_000_000 + number) * 1000 + time)
 
-        return self._joined([self._codes(f'{kept}/{changes}/{number}/{track.sha256}',
-                                         lambda n=number, t=track: variants(n, t))  # type: ignore[misc]
-                             for number, track in enumerate(tracks)])
+        def made(number: int, track: Track) -> tp.Dict[str, torch.Tensor]:
+            key = f'{kept}/{changes}/{number}/{track.sha256}' + (f'/{seed}' if seed else '')
+            return self._codes(key, lambda: variants(number, track))
+
+        songs = list(enumerate(tracks))
+        mine = songs if self.cache is None else workers.share_of(songs)
+        found = [made(*song) for song in progress_bar(mine, f'songs with the same {kept}', len(mine))]
+        workers.barrier()
+        return self._joined(found if len(mine) == len(songs) else [made(*song) for song in songs])
 
     def excerpts(self, tracks: tp.Iterable[Track]) -> Recordings:
         """The middle of each song's first chunk, cut anew: a recording that its song should be found by."""
@@ -93,8 +109,8 @@ class Maker:
         """Codes [n, K, T] and valid frames [n] of recordings, those that are silent left out."""
         tokenizer = self.tokenizer
         key = f'{_VERSION}/{what}/{tokenizer.codec_hash}/{tokenizer.chunk_seconds}/{tokenizer.silence_db}'
-        path = self.cache / f'{hashlib.sha256(key.encode()).hexdigest()}.safetensors'
-        if path.is_file():
+        path = None if self.cache is None else self.cache / f'{hashlib.sha256(key.encode()).hexdigest()}.safetensors'
+        if path is not None and path.is_file():
             try:
                 return safetensors.torch.load_file(path)
             except (OSError, safetensors.SafetensorError):
@@ -107,7 +123,8 @@ class Maker:
                 chunks.append(encoded)
         found = {'codes': torch.stack([chunk.codes.short() for chunk in chunks]) if chunks else torch.zeros(0, 0, 0),
                  'frames': torch.tensor([chunk.frames for chunk in chunks], dtype=torch.int64)}
-        write_atomic(path, safetensors.torch.save(found))
+        if path is not None:
+            write_atomic(path, safetensors.torch.save(found))
         return found
 
     def _joined(self, found: tp.Sequence[tp.Dict[str, torch.Tensor]]) -> Recordings:
@@ -120,26 +137,54 @@ class Maker:
 
 
 def joined_rows(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, BlockReducers], examples: tp.Sequence[Example],
-                label: str = 'gradients') -> tp.Dict[str, torch.Tensor]:
-    """Joined gradients [n, R] of examples, by channel, in the processor's memory."""
+                label: str = 'gradients', workers: tp.Optional[Workers] = None) -> tp.Dict[str, torch.Tensor]:
+    """Joined gradients [n, R] of examples, by channel, in the processor's memory; those of several workers in that of
+    process zero, and the same as one would get."""
+    workers = workers or Workers()
     alone = [Song(str(number), [example]) for number, example in enumerate(examples)]
-    found: tp.Dict[str, tp.List[torch.Tensor]] = {channel: [] for channel in reducers}
+    groups = list(fingerprinter.grouped(alone, reducers))  # what one window holds does not depend on the others
+    found = {channel: torch.empty(len(alone), reducer.dim) for channel, reducer in reducers.items()
+             if workers.first}
     bar = tp.cast(tp.Any, progress_bar(alone, label, len(alone)))
-    for window in fingerprinter.windows(alone, reducers):
-        for channel, rows in window.rows.items():
-            found[channel].append(rows.cpu())
-        bar.update(len(window.songs))
+    for first in range(0, len(groups), workers.count):  # in step, so that no more than a window of each waits
+        own = [window.cpu() for group in groups[first + workers.rank:first + workers.rank + 1]
+               for window in fingerprinter.windows(group, reducers)]
+        for window in (window for part in workers.collect(own) for window in part):
+            place = int(window.songs[0])
+            for channel, rows in window.rows.items():
+                found[channel][place:place + len(rows)] = rows
+        bar.update(sum(map(len, groups[first:first + workers.count])))
     bar.close()
-    return {channel: torch.cat(parts) for channel, parts in found.items()}
+    return found
+
+
+def changed_songs(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, BlockReducers], prepared: PreparedCatalogue,
+                  songs: tp.Sequence[Song], workers: tp.Optional[Workers] = None) -> tp.Dict[str, Recordings]:
+    """What a catalogue's channels are separated by, by what is kept: some of its songs, as they are and changed.
+
+    Args:
+        fingerprinter (Fingerprinter): Whose recipe says how many songs at most. reducers (mapping): By channel.
+        prepared (PreparedCatalogue): Where they are read; its tokenizer's cache remembers their codes.
+        songs (sequence of Song): The songs to choose from, at equal distances.
+    """
+    cache = prepared.tokenizer.cache
+    maker = Maker(prepared.tokenizer, fingerprinter.lm, None if cache is None else cache / 'changed')
+    found = {}
+    for channel, reducer in reducers.items():
+        some = spread(songs, fingerprinter.songs_to_change(len(songs), reducer.dim))
+        found[KEEPS[channel]] = maker.changed([prepared.catalogue.get(song.id) for song in some], KEEPS[channel], TIMES,
+                                              fingerprinter.recipe.projection.seed, workers)
+    return found
 
 
 def fit_separations(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, BlockReducers],
-                    changed: tp.Mapping[str, Recordings]) -> Projections:
+                    changed: tp.Mapping[str, Recordings], workers: tp.Optional[Workers] = None) -> Projections:
     """Projections of the channels P and M that give separated fingerprints, of the width that the recipe asks for.
 
     Args:
         fingerprinter (Fingerprinter): Of one checkpoint. reducers (mapping): By channel, as `fit_reducers` gives them.
         changed (mapping): By what is kept, songs and their changes (`Maker.changed`).
+        workers (Workers, optional): The processes that compute gradients; process zero alone gets the projections.
     Raises:
         LuminaError: for a channel that is neither P nor M.
     """
@@ -150,8 +195,11 @@ def fit_separations(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, Bloc
     dim = fingerprinter.recipe.projection.dim
     for channel, reducer in reducers.items():
         examples, songs = changed[KEEPS[channel]]
-        rows = joined_rows(fingerprinter, reducers, examples, f'what {channel} is to find')[channel]
-        separated = Separation.fit(rows, songs, min(RANK, dim), dim=dim)
-        projections[channel] = ChannelProjection(reducer, Separation(
-            separated.mean.to(fingerprinter.device), separated.map.to(fingerprinter.device), dim))
+        rows = joined_rows(fingerprinter.alone(channel), {channel: reducer}, examples, f'what {channel} is to find',
+                           workers)
+        if not rows:
+            continue
+        separated = Separation.fit(rows.pop(channel), songs, min(RANK, dim), dim=dim)
+        separated.mean, separated.map = (one.to(fingerprinter.device) for one in (separated.mean, separated.map))
+        projections[channel] = ChannelProjection(reducer, separated)
     return projections

@@ -14,6 +14,7 @@ from .catalogue import Catalogue
 from .errors import LuminaError
 from .fingerprint import Fingerprinter, Projections, Song, Window
 from .hashing import model_config_hash
+from .pairs import changed_songs, fit_separations
 from .prepared import PreparedCatalogue, progress_bar
 from .projection import BlockReducers, ChannelProjection
 from .recipe import ProjectionConfig, Recipe
@@ -56,7 +57,7 @@ def run_pass(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: F
             logger.info("%s: %d of %d songs are there already.", checkpoint.name, there, len(songs))
         windows: tp.List[Window] = []
         if not workers.broadcast(isinstance(writer, StoreWriter) and _has_projections(writer, store)):
-            windows = _fit(fingerprinter, songs, store, writer, mine, workers)
+            windows = _fit(fingerprinter, prepared, songs, store, writer, mine, workers)
         # those just fitted too: read back, they are pages of a file rather than memory
         fingerprinter.projections = _projections(fingerprinter, store, checkpoint)
         _mark(prepared, writer, mine)  # not before: it may fill a shard, which names the projections
@@ -115,8 +116,8 @@ def _windows(fingerprinter: Fingerprinter, store: FingerprintStore, songs: tp.Ma
                 yield window
 
 
-def _fit(fingerprinter: Fingerprinter, songs: tp.Sequence[Song], store: FingerprintStore, writer: Writer,
-         mine: tp.Collection[str], workers: Workers) -> tp.List[Window]:
+def _fit(fingerprinter: Fingerprinter, prepared: PreparedCatalogue, songs: tp.Sequence[Song], store: FingerprintStore,
+         writer: Writer, mine: tp.Collection[str], workers: Workers) -> tp.List[Window]:
     """Fit the projections and put them into the store, whoever computes the gradients that they are fitted on.
 
     Returns:
@@ -130,6 +131,9 @@ def _fit(fingerprinter: Fingerprinter, songs: tp.Sequence[Song], store: Fingerpr
                                        {name: factor.to(fingerprinter.device) for name, factor in found.items()},
                                        fingerprinter.recipe.block_norm)
                 for channel, found in workers.broadcast(factors).items()}
+    separated = {channel: reducers[channel] for channel in fingerprinter.separated}
+    changed = changed_songs(fingerprinter, separated, prepared, songs, workers)
+    projections = fit_separations(fingerprinter, separated, changed, workers)
     sample = fingerprinter.fit_sample(songs, reducers)
     own = {song.id: song for song in sample if song.id in mine}
     windows = list(_windows(fingerprinter, store, own, 'song gradients', reducers))
@@ -140,7 +144,9 @@ def _fit(fingerprinter: Fingerprinter, songs: tp.Sequence[Song], store: Fingerpr
         place = {track_id: index for index, track_id in enumerate(
             track_id for ids in store.by_shard([song.id for song in sample]) for track_id in ids)}
         parts.sort(key=lambda window: place[window.songs[0]])
-        for channel, projection in fingerprinter.fit_projections(reducers, parts).items():
+        others = {channel: reducer for channel, reducer in reducers.items() if channel not in separated}
+        projections.update(fingerprinter.fit_projections(others, parts))
+        for channel, projection in projections.items():
             writer.put_projection(channel, projection.tensors(), projection.facts())
     workers.barrier()
     return windows if len(sample) == len(songs) else []
@@ -156,11 +162,15 @@ def _projections(fingerprinter: Fingerprinter, store: FingerprintStore, checkpoi
 
 def measured_noise(store: FingerprintStore, checkpoint: str) -> tp.Dict[str, float]:
     """Per channel, the spread of the cosines between a checkpoint's songs."""
-    unit = not ProjectionConfig.model_validate(store.identity.recipe.get('projection', {})).keeps_lengths
-    return {channel: statistics.measured_noise(
-                [StackedRows([rows for _, rows in store.iter_vectors(checkpoint, channel, partial=True)],
-                             store.identity.dim)], unit=unit)[1]
-            for channel in store.channels}
+    projection = ProjectionConfig.model_validate(store.identity.recipe.get('projection', {}))
+    found = {}
+    for channel in store.channels:
+        rows = StackedRows([rows for _, rows in store.iter_vectors(checkpoint, channel, partial=True)],
+                           store.identity.dim)
+        alone = projection.kind_of(channel) == 'separated'  # directions, and nothing of what lies outside of them
+        rank = int(store.projection(checkpoint, channel)[1]['rank']) if alone else None
+        found[channel] = statistics.measured_noise([rows], rank, unit=not projection.keeps_lengths(channel))[1]
+    return found
 
 
 def make_identity(model_id: str, lm: torch.nn.Module, codec_hash: str, recipe: Recipe, catalogue: Catalogue,

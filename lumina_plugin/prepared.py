@@ -131,12 +131,16 @@ def estimate(prepared: PreparedCatalogue, fingerprinter: Fingerprinter) -> str:
     size, begun = fingerprinter.batch_size, time.perf_counter()
     list(fingerprinter.batches(batch, ignored))
     fingerprinter.batch_size = size  # other processes make no estimate, and are to make the same batches
-    seconds = (time.perf_counter() - begun) / len(batch) * chunks
+    seconds = (time.perf_counter() - begun) / len(batch)  # for a chunk
     recipe = fingerprinter.recipe
-    passes = 1.3 if recipe.projection.kind == 'fitted' else 1.0  # the fit looks at some chunks twice
+    fitted = any(recipe.projection.kind_of(channel) == 'fitted' for channel in recipe.channels)
+    passes = 1.3 if fitted else 1.0  # the fit looks at some chunks twice
+    changed = sum(fingerprinter.recordings(len(prepared.songs)).values())
     weights = sum(p.numel() for p in fingerprinter.lm.parameters()) * 4
     vectors = len(prepared.songs) * len(recipe.channels) * recipe.projection.dim * 4
     projections, rows = fingerprinter.fit_bytes(len(prepared.songs))
+    disk, memory = vectors + weights + projections, weights + rows + projections
+    before = f"; {changed} recordings to fit on are made first, once" if changed else ''
     return (f"{len(prepared.songs)} songs, {prepared.hours:.2f} h, {chunks} chunks: about "
-            f"{seconds * passes:.0f} s per checkpoint, {(vectors + weights + projections) / 2 ** 20:.0f} MiB on disk, "
-            f"{(weights + rows + projections) / 2 ** 20:.0f} MiB of memory beyond the model's own")
+            f"{seconds * (chunks * passes + changed):.0f} s per checkpoint, {disk / 2 ** 20:.0f} MiB on disk, "
+            f"{memory / 2 ** 20:.0f} MiB of memory beyond the model's own{before}")

@@ -331,7 +331,8 @@ class ChannelProjection:
                                           facts.get('residual', 'signs') == 'signs')
         elif facts['kind'] == 'separated':
             from .separation import Separation
-            projection = Separation(tensors['projection.mean'], tensors['projection.map'], int(facts['dim']))
+            projection = Separation(tensors['projection.mean'], tensors['projection.map'], int(facts['dim']),
+                                    int(facts.get('songs', 0)))
         else:
             projection = RandomProjection(int(facts['in_dim']), int(facts['dim']), int(facts['seed']))
         return cls(reducers, projection)

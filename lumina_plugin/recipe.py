@@ -9,8 +9,10 @@ import pydantic
 from .errors import LuminaError
 
 ObjectiveName = tp.Literal['cross_entropy', 'margin']
-BY_CHANNEL = ('channels', 'objective', 'projection.block_width')  # mappings by channel, replaced as a whole
-
+ProjectionKind = tp.Literal['random', 'fitted', 'separated']
+# mappings by channel, replaced as a whole
+BY_CHANNEL = ('channels', 'objective', 'projection.kind', 'projection.block_width')
+KEEPS: tp.Dict[str, str] = {'P': 'composition', 'M': 'production'}  # what a channel is to find
 
 Width = tp.Annotated[int, pydantic.Field(ge=1)]
 
@@ -21,9 +23,12 @@ class _Section(pydantic.BaseModel):
 
 class ProjectionConfig(_Section):
     """How a channel's gradient becomes a vector of `dim` numbers."""
-    kind: tp.Literal['random', 'fitted'] = pydantic.Field(
+    kind: tp.Union[ProjectionKind, tp.Dict[str, ProjectionKind]] = pydantic.Field(
         'fitted', description="random: seeded sparse signs. fitted: principal directions of the songs' own gradients, "
-                              "and random ones for what they leave out.")
+                              "and random ones for what they leave out. separated: directions in which songs differ, "
+                              "those turned down in which a song moves that is changed in what P (production) or M "
+                              "(composition) is not to hear. One for all channels, or one for each, as "
+                              "{P: separated, M: fitted} (fitted for those not named).")
     dim: int = pydantic.Field(512, ge=8, description="Width D of a fingerprint, per channel.")
     seed: int = pydantic.Field(0, ge=0, description="Seed of everything random.")
     block_width: tp.Union[None, Width, tp.Dict[str, Width]] = pydantic.Field(
@@ -32,7 +37,7 @@ class ProjectionConfig(_Section):
     block_factors: tp.Optional[tp.Literal['random', 'fitted']] = pydantic.Field(
         None, description="What a side wider than block_width is multiplied with. random: seeded orthonormal columns, "
                           "no pass over the songs. fitted: leading directions of the second moments of the weight's "
-                          "inputs and output gradients. null: as kind.")
+                          "inputs and output gradients. null: random if kind is, else fitted.")
     fit_songs: int = pydantic.Field(2048, ge=2, description="At most so many songs are used for a fit.")
     center: bool = pydantic.Field(True, description="Subtract the songs' mean gradient before projecting (fitted).")
     residual_dim: tp.Optional[int] = pydantic.Field(
@@ -48,8 +53,6 @@ class ProjectionConfig(_Section):
 
     @pydantic.model_validator(mode='after')
     def _widths_fit(self) -> 'ProjectionConfig':
-        if self.kind == 'fitted' and (self.residual_dim or 0) >= self.dim:
-            raise ValueError(f"residual_dim ({self.residual_dim}) must be smaller than dim ({self.dim})")
         if self.block_factors is not None and self.block_width is None:
             raise ValueError("block_factors needs a block_width")
         return self
@@ -59,22 +62,31 @@ class ProjectionConfig(_Section):
         widths = self.block_width
         return widths.get(channel, min(widths.values(), default=None)) if isinstance(widths, dict) else widths
 
-    @property
-    def keeps_lengths(self) -> bool:
-        """Whether a fingerprint's length counts, as what its projection holds of its gradient; else it is always 1."""
-        return self.kind == 'fitted' and not self.residual_dim
+    def kind_of(self, channel: str) -> ProjectionKind:
+        """`kind` of one channel; fitted, where others are named but not this one."""
+        return self.kind.get(channel, 'fitted') if isinstance(self.kind, dict) else self.kind
+
+    def keeps_lengths(self, channel: str) -> bool:
+        """Whether the length of a channel's fingerprints counts, as what a projection holds of a gradient; else it is
+        always 1."""
+        return self.kind_of(channel) == 'fitted' and not self.residual_dim
 
     @property
     def factor_kind(self) -> tp.Literal['random', 'fitted']:
         """Kind of the factors of a weight that is wider than `block_width`."""
-        return self.block_factors or self.kind
+        return self.block_factors or self._own_factors
+
+    @property
+    def _own_factors(self) -> tp.Literal['random', 'fitted']:
+        """`factor_kind`, unless it is said."""
+        return 'random' if self.kind == 'random' else 'fitted'
 
     @pydantic.model_serializer(mode='wrap')
     def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
         """Leave `block_factors` out where it changes nothing: recipes did not always have it, and those that do
         without it keep their hash."""
         keys = dump(self)
-        if self.factor_kind == self.kind:
+        if self.factor_kind == self._own_factors:
             del keys['block_factors']
         return keys
 
@@ -156,6 +168,19 @@ class Recipe(_Section):
             raise ValueError("channels: name at least one channel and one layer group for each")
         return self
 
+    @pydantic.model_validator(mode='after')
+    def _kinds_fit(self) -> 'Recipe':
+        projection, named = self.projection, self.projection.kind
+        for channel in {**self.channels, **(named if isinstance(named, dict) else {})}:
+            if projection.kind_of(channel) == 'separated' and channel not in KEEPS:
+                raise ValueError(f"projection.kind: it is not known what channel {channel} is to find; separate "
+                                 f"{' and '.join(KEEPS)} alone, as {{P: separated, {channel}: fitted}}")
+        fitted = any(projection.kind_of(channel) == 'fitted' for channel in self.channels)
+        if fitted and (projection.residual_dim or 0) >= projection.dim:
+            raise ValueError(f"projection.residual_dim ({projection.residual_dim}) must be smaller than dim "
+                             f"({projection.dim})")
+        return self
+
     @pydantic.model_serializer(mode='wrap')
     def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
         """Leave `prompt_apart` out where it is off: recipes that do without it keep their hash."""
@@ -174,7 +199,7 @@ class Recipe(_Section):
         keep = ('objective', 'chunk_seconds', 'silence_db', 'channels', 'block_norm', 'projection', 'song_phases')
         dumped = self.model_dump(mode='json')
         kept = {key: dumped[key] for key in keep}
-        if self.projection.keeps_lengths:
+        if any(self.projection.keeps_lengths(channel) for channel in self.channels):
             kept['lengths'] = 'kept'  # the same keys once meant vectors of length 1
         return kept
 

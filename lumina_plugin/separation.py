@@ -25,11 +25,13 @@ from torch import nn
 from .atomic import write_atomic
 from .errors import LuminaError
 from .projection import Projection, Tensors
+from .recipe import KEEPS
 
-KEEPS: tp.Dict[str, str] = {'P': 'composition', 'M': 'production'}  # what a channel is to find
 OTHER: tp.Dict[str, str] = {'composition': 'production', 'production': 'composition'}
 FACTOR = 1.5  # so many times better must a channel find what it is to find
 RANK, SHRINKAGE = 256, 0.05
+TIMES = 6  # that a song is changed, where a pass over a catalogue fits
+RECORDINGS = 2048  # that it fits on at most, changed and as they are: as many as its Gram matrix is wide
 FORMAT = 'lumina-separation-1'
 
 
@@ -40,11 +42,12 @@ class Separation(Projection):
         mean (torch.Tensor): Subtracted first, of shape [R].
         map (torch.Tensor): What a centred row is multiplied with, of shape [R, r].
         dim (int): Width D >= r of what comes out; zeros follow the r numbers.
+        songs (int): How many groups of recordings the fit used; 0 where that is not known.
     """
     kind = 'separated'
 
-    def __init__(self, mean: torch.Tensor, map: torch.Tensor, dim: int):
-        self.mean, self.map, self.dim = mean, map, dim
+    def __init__(self, mean: torch.Tensor, map: torch.Tensor, dim: int, songs: int = 0):
+        self.mean, self.map, self.dim, self.songs = mean, map, dim, songs
 
     @classmethod
     def fit(cls, rows: torch.Tensor, groups: npt.ArrayLike, rank: int = RANK, shrinkage: float = SHRINKAGE,
@@ -81,7 +84,8 @@ class Separation(Projection):
         whitening = torch.from_numpy((axes / np.sqrt(spread)) @ axes.T)
         map = centred.T @ (vectors / values.sqrt() @ whitening).to(centred)
         # the size of a map means nothing, as only directions are compared: let it keep the nuisance's mean square
-        return cls(mean, map * float(np.sqrt(np.trace(scatter) / kept)), kept if dim is None else dim)
+        return cls(mean, map * float(np.sqrt(np.trace(scatter) / kept)), kept if dim is None else dim,
+                   len(np.unique(groups)))
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.shape[-1] != len(self.mean):
@@ -94,7 +98,7 @@ class Separation(Projection):
 
     def facts(self) -> tp.Dict[str, str]:
         return {'kind': self.kind, 'in_dim': str(len(self.mean)), 'dim': str(self.dim),
-                'rank': str(self.map.shape[1])}
+                'rank': str(self.map.shape[1]), 'songs': str(self.songs)}
 
 
 def _within(rows: npt.NDArray[np.float64], groups: npt.NDArray[tp.Any]) -> tp.Tuple[npt.NDArray[np.float64], int]:

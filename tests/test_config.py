@@ -248,6 +248,8 @@ def test_recipes_take_what_is_given_and_keep_the_rest():
     from lumina_plugin.recipe import get_recipe
     assert inputs.recipes_of(lumina('fingerprint.recipes=[default,paper]')) == [get_recipe('default'),
                                                                                get_recipe('paper')]
+    (recipe,) = inputs.recipes_of(lumina('fingerprint.recipe.projection.kind={P:separated,M:fitted}'))
+    assert recipe == get_recipe('default', projection={'kind': {'P': 'separated', 'M': 'fitted'}})
     (recipe,) = inputs.recipes_of(lumina('fingerprint.recipe.name=wide', 'fingerprint.recipe.projection.dim=1024',
                                         'fingerprint.recipe.projection.block_width=0'))
     assert recipe.name == 'wide'

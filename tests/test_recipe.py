@@ -24,6 +24,7 @@ def test_paper_is_the_printed_pipeline():
     dict(objective='cross_entropy'), dict(chunk_seconds=5.), dict(block_norm=False), dict(silence_db=-50.),
     dict(projection={'seed': 1}), dict(projection={'dim': 256}), dict(projection={'block_width': 32}),
     dict(projection={'kind': 'random'}), dict(projection={'block_factors': 'random'}),
+    dict(projection={'kind': 'separated'}), dict(projection={'kind': {'P': 'separated', 'M': 'fitted'}}),
     dict(projection={'residual_dim': 32}), dict(projection={'center': True}), dict(projection={'fit_songs': 64}),
     dict(channels={'P': ['self_attention']}), dict(song_phases=2)])
 def test_what_changes_a_vector_changes_the_fingerprint_hash(change):
@@ -53,8 +54,21 @@ def test_presets_keep_their_hashes(name):
     assert 'block_factors' not in before['projection'] and recipe_from_dict(before).fingerprint_hash == HASHES[name][0]
 
 
+def test_each_channel_may_have_its_own_kind():
+    recipe = get_recipe('default', projection={'kind': {'P': 'separated', 'M': 'fitted'}})
+    assert [recipe.projection.kind_of(channel) for channel in 'PM'] == ['separated', 'fitted']
+    assert [recipe.projection.keeps_lengths(channel) for channel in 'PM'] == [False, True]
+    assert get_recipe('default', projection={'kind': {'P': 'random'}}).projection.kind_of('M') == 'fitted'
+    assert recipe_from_dict(recipe.model_dump(mode='json')) == recipe
+    assert recipe.describe()['projection.kind'] == {'P': 'separated', 'M': 'fitted'}
+    assert recipe.fingerprint_hash != get_recipe('default', projection={'kind': {'M': 'separated'}}).fingerprint_hash
+    whole = get_recipe('default', projection={'kind': 'separated', 'dim': 64, 'residual_dim': 64})  # which says nothing
+    assert whole.projection.factor_kind == recipe.projection.factor_kind == 'fitted'
+    assert 'block_factors' not in whole.model_dump()['projection'] and 'lengths' not in whole.fingerprint_keys
+
+
 def test_kept_lengths_are_told_from_what_the_same_keys_once_meant():
-    assert get_recipe('default').projection.keeps_lengths and not get_recipe('paper').projection.keeps_lengths
+    assert get_recipe('default').projection.keeps_lengths('P') and not get_recipe('paper').projection.keeps_lengths('P')
     assert get_recipe('default').fingerprint_keys['lengths'] == 'kept'
     assert 'lengths' not in get_recipe('default', projection={'residual_dim': 8}).fingerprint_keys
 
@@ -99,6 +113,11 @@ def test_each_channel_may_have_its_own_width():
     (dict(objectiv='margin'), 'objectiv'), (dict(projection={'dim': 4}), 'projection.dim'),
     (dict(gate={'level': 1.5}), 'gate.level'), (dict(channels={}), 'channels'), (dict(channels={'P': []}), 'channels'),
     (dict(projection={'dim': 64, 'residual_dim': 64}), 'residual_dim'),
+    (dict(projection={'dim': 64, 'residual_dim': 64, 'kind': {'P': 'separated'}}), 'residual_dim'),
+    (dict(projection={'kind': 'sparse'}), "projection.kind' .*'separated'"),
+    (dict(projection={'kind': {'P': 'sparse'}}), 'projection.kind.P'),
+    (dict(projection={'kind': {'p': 'separated'}}), 'what channel p is to find'),
+    (dict(projection={'kind': 'separated'}, channels={'X': ['all']}), 'what channel X is to find; separate P and M'),
     (dict(projection={'block_width': None, 'block_factors': 'random'}), 'block_factors needs a block_width'),
     (dict(projection={'block_factors': 'sparse'}), 'projection.block_factors'),
     (dict(objective='loss'), "key 'objective' is"), (dict(objective={'P': 'margin', 'M': 'loss'}), 'objective.M'),

@@ -109,7 +109,9 @@ def songs(tmp_path_factory):
 def _fingerprint(catalogue, name, preset, folder, rank, die_after=None):
     """A pass over the songs by whoever is there, into folder/name."""
     from lumina_plugin.catalogue import Catalogue
-    small = {'dim': 32, **({'residual_dim': 8, 'block_width': 6} if preset == 'default' else {})}
+    small = {'dim': 32, **({'residual_dim': 8, 'block_width': 6} if preset != 'paper' else {})}
+    if preset == 'separated':
+        preset, small = 'default', {**small, 'kind': {'P': 'separated', 'M': 'fitted'}}
     recipe = get_recipe(preset, chunk_seconds=1., projection=small)
     lm, codec = build_lm(num_layers=1).eval(), build_codec()[0]
     with Workers.here() as workers:
@@ -147,7 +149,7 @@ def content(path):
             if file.is_file() and file.name != '.lock'}
 
 
-@pytest.mark.parametrize('preset', ['default', 'paper'])
+@pytest.mark.parametrize('preset', ['default', 'paper', 'separated'])
 def test_two_processes_make_the_store_of_one(tmp_path, songs, preset):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ from .records import Fit
 if tp.TYPE_CHECKING:
     from .folder import FingerprintStore
 
+FITTED = ("fitted", "separated")  # kinds of projections that were made of the songs
 STALE = 0.2  # share of songs changed since a fit, above which it should be done again
 
 
@@ -56,7 +57,7 @@ def notes(store: "FingerprintStore") -> tp.List[str]:
             found.append(f"Checkpoint {record.name} is not complete ({missing} songs are in no shard yet): fingerprint "
                          "again to finish it.")
         for channel, ref in record.projections.items():
-            if ref.fit.kind == "fitted" and changed_share(store, ref.fit) > STALE:
+            if ref.fit.kind in FITTED and changed_share(store, ref.fit) > STALE:
                 added, gone = changes_since(store, ref.fit)
                 found.append(f"The projection of channel {channel} of checkpoint {record.name} should be fitted again, "
                              f"by fingerprinting into a fresh store: since its fit on {ref.fit.songs} songs {added} "

@@ -114,6 +114,7 @@ def measure(run: tp.Union[str, Path], folder: tp.Union[str, Path], store: tp.Opt
         'measured on': f'{sizes.compositions} compositions in {sizes.productions} productions',
         OWN: f"{len(set(songs.excerpts.songs.tolist()))} songs, each changed {sizes.changes} times per channel",
         RENDERED: f'{FIT[0]} other compositions in {FIT[1]} other productions',
+        "the store's projection": recipe_from_dict(opened.identity.recipe).describe()['projection.kind'],
         'numbers kept on each side of a weight': opened.identity.recipe['projection'].get('block_width') or 'all',
         'rank': separation.RANK, 'shrinkage': separation.SHRINKAGE, 'machine': f'{os.cpu_count()} CPU cores'})
 
@@ -130,8 +131,7 @@ def _recordings(musicgen: tp.Any, store: FingerprintStore, run: Path, cache: Pat
     labels = {part: {'composition': np.array([song.composition for song in grid]),
                      'production': np.array([song.production for song in grid])}
               for part, grid in (('test', test), ('fit', fit))}
-    changed = {kept: maker.changed(progress_bar(own, f'songs with the same {kept}', len(own)), kept, sizes.changes)
-               for kept in KEEPS.values()}
+    changed = {kept: maker.changed(own, kept, sizes.changes) for kept in KEEPS.values()}
     return _Songs(maker.crossed(progress_bar(test, 'crossed songs', len(test))),
                   maker.crossed(progress_bar(fit, 'crossed songs to fit on', len(fit))), changed,
                   maker.excerpts(own), labels, {} if truth is None else _asked(truth, musicgen.lm))
