@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ..errors import LuminaError
-from . import validate_channels, validate_run, validate_soak  # noqa: F401 (register their commands)
+from . import reading, validate_channels, validate_run, validate_soak  # noqa: F401 (some register commands)
 from .store import store_app
 from .validate import validate_app
 
@@ -26,6 +26,7 @@ catalogue_app = typer.Typer(no_args_is_help=True,
 app.add_typer(catalogue_app, name='catalogue')
 app.add_typer(store_app, name='store')
 app.add_typer(validate_app, name='validate')
+app.command()(reading.explain)
 
 _Source = tp.Annotated[str, typer.Argument(
     metavar='MODEL', help="Folder or signature of a dora run, an exported MusicGen folder, or a hub name.")]
