@@ -32,6 +32,7 @@ REQUIRED = [
     'julius>=0.2.7,<1',
     'librosa>=0.10.2,<1',
     'matplotlib>=3.9,<4',
+    'mutagen>=1.48,<2',             # attributions in the tags of audio files
     'numpy>=2,<3',
     'omegaconf>=2.3,<3',
     'packaging>=24,<27',
@@ -71,6 +72,12 @@ PEERS = [
     'opt-einsum>=3.4,<4',
 ]
 
+# C2PA manifests: who vouches for an attribution signs it together with the audio. c2pa-python brings a native library.
+C2PA = [
+    'c2pa-python>=0.38,<0.39',
+    'cryptography>=50,<51',         # which kind of key it is
+]
+
 setup(
     name='lumina_plugin',
     version=VERSION[1] if VERSION else None,
@@ -85,8 +92,8 @@ setup(
     package_data={'lumina_plugin': ['**/*.safetensors', '**/*.json', '**/*.j2', '**/*.css', '**/*.js', '**/*.md'],
                   'lumina_plugin.config': ['**/*.yaml']},
     install_requires=REQUIRED,
-    extras_require={'peers': PEERS,
-                    'test': ['hypothesis>=6.100,<7', 'mypy>=1.15,<3', 'pytest>=8,<10', 'ruff>=0.9,<1',
+    extras_require={'c2pa': C2PA, 'peers': PEERS,
+                    'test': [*C2PA, 'hypothesis>=6.100,<7', 'mypy>=1.15,<3', 'pytest>=8,<10', 'ruff>=0.9,<1',
                              'setuptools>=68']},  # setuptools: a test builds the wheel without network
     entry_points={'console_scripts': ['lumina = lumina_plugin.cli:main']},
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only',

@@ -17,6 +17,8 @@ from .atomic import write_atomic
 from .errors import LuminaError
 
 MIN_RATE, MAX_RATE = 8_000, 192_000
+WRITTEN = {'wav': 'PCM_16', 'flac': 'PCM_16', 'mp3': 'MPEG_LAYER_III', 'ogg': 'VORBIS'}  # formats, and how
+_MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 MIN_REMAINDER = .25  # seconds: a shorter last chunk is dropped where the song has other chunks
 _SILENCE_FRAME = 1024
 _LARGEST_FRACTION = 1000  # julius builds a filter per phase: awkward fractions go through a polyphase filter instead
@@ -237,20 +239,37 @@ def activity_mask(wav: torch.Tensor, sample_rate: int, frame_rate: float = 50., 
 
 
 def save_audio(path: tp.Union[str, Path], wav: torch.Tensor, sample_rate: int) -> Path:
-    """Write `[C, T]` (or `[T]`) as a 16-bit PCM WAV file, whole or not at all; values beyond [-1, 1] are clipped.
+    """Write `[C, T]` (or `[T]`) whole or not at all, as the file's name says; values beyond [-1, 1] are clipped.
+
+    .wav and .flac hold 16-bit samples; .mp3 and .ogg (Vorbis) are lossy. MP3 knows few rates: others are resampled to
+    the next higher one.
 
     Raises:
-        LuminaError: the samples are NaN or infinite, or the file cannot be written.
+        LuminaError: the samples are NaN or infinite, the name ends otherwise, or the file cannot be written.
     """
-    import soundfile as sf
+    path = Path(path)
     samples = wav.detach().cpu().float()
     if samples.dim() == 1:
         samples = samples[None]
     if not bool(torch.isfinite(samples).all()):
         raise LuminaError(f"{path} is not written: its samples are NaN or infinite.")
+    kind = path.suffix.lower().removeprefix('.')
+    if kind not in WRITTEN:
+        raise LuminaError(f"{path} cannot be written: choose one of {', '.join(WRITTEN)}.")
+    if kind == 'mp3' and sample_rate not in _MP3_RATES:
+        rate = min((rate for rate in _MP3_RATES if rate > sample_rate), default=_MP3_RATES[-1])
+        samples, sample_rate = resample(samples, sample_rate, rate), rate
+    return write_atomic(path, _encoded(samples.clamp(-1, 1).T.numpy(), sample_rate, kind))
+
+
+def _encoded(samples: np.ndarray, sample_rate: int, kind: str) -> bytes:
+    """A whole file of samples [T, C]."""
+    import soundfile as sf
     buffer = io.BytesIO()
-    sf.write(buffer, samples.clamp(-1, 1).T.numpy(), sample_rate, format='WAV', subtype='PCM_16')
-    return write_atomic(path, buffer.getvalue())
+    with sf.SoundFile(buffer, 'w', sample_rate, samples.shape[1], WRITTEN[kind], format=kind.upper()) as file:
+        for start in range(0, len(samples), sample_rate):  # libsndfile's Vorbis encoder cannot take long pieces at once
+            file.write(samples[start:start + sample_rate])
+    return buffer.getvalue()
 
 
 def file_sha256(path: tp.Union[str, Path]) -> str:

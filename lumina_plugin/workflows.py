@@ -15,16 +15,14 @@ from .atomic import writable_folder
 from .attribution import Attributor
 from .errors import LuminaError
 from .models import expect_model, load_musicgen, run_config, run_folder, run_stores
+from .provenance import Signing, attribution_of, content_sha256, write_tags
 from .recipe import Recipe
 from .report.schema import AttributionReport
 from .store import FingerprintStore
 
-if tp.TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
-AUDIO_NAME, JSON_NAME, HTML_NAME = 'audio.wav', 'report.json', 'report.html'
+JSON_NAME, HTML_NAME, CSV_NAME = 'report.json', 'report.html', 'report.csv'
 SILENT_CLIP = ("The clip is silent: it never rises above {level:g} dBFS. The numbers compare its tokens and say "
                "nothing about music that could be heard.")
 MADE_HERE = ("This recording is the generation '{name}', whose own tokens were attributed when it was made: see the "
@@ -33,13 +31,11 @@ MADE_HERE = ("This recording is the generation '{name}', whose own tokens were a
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One attributed piece of audio on disk: `audio.wav`, `report.json` and `report.html` in a folder of its own."""
+    """One attributed piece of audio on disk, in a folder of its own: the audio, its sidecar, and `report.json`, `.html`
+    and `.csv`."""
     folder: Path
     report: AttributionReport
-
-    @property
-    def audio(self) -> Path:
-        return self.folder / AUDIO_NAME
+    audio: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Studio:
                 for one, wave, report in zip(names, waves, self.musicgen.last_attributions, strict=True)]
 
     def attribute(self, path: tp.Union[str, Path], out: tp.Optional[tp.Union[str, Path]] = None) -> AttributionReport:
-        """Attribute a recording; with `out`, write `report.json` and `report.html` there.
+        """Attribute a recording; with `out`, write `report.json`, `.html` and `.csv` there.
 
         Raises:
             LuminaError: for a folder that cannot be written (told first), or a recording that cannot be read or is
@@ -144,9 +140,7 @@ class Studio:
         if made is not None:
             report = report.model_copy(update={'warnings': [MADE_HERE.format(name=made), *report.warnings]})
         if folder is not None:
-            from .report.render import render_html
-            report.save(folder / JSON_NAME)
-            render_html(report, audio_path=Path(path), out_path=folder / HTML_NAME)
+            write_report(folder, report, Path(path))
         return report
 
     def _expect_possible(self, name: str, seconds: float, count: int, seed: int) -> None:
@@ -195,25 +189,48 @@ class Studio:
         return piece[None]
 
 
-def write_clip(folder: Path, wave: torch.Tensor, sample_rate: int, report: AttributionReport, name: str) -> Clip:
-    """Write a generated waveform [C, T] and its report side by side; the report gets the audio's hash.
+def write_clip(folder: Path, wave: torch.Tensor, sample_rate: int, report: AttributionReport, name: str,
+               kind: str = 'wav', signing: tp.Optional[Signing] = None) -> Clip:
+    """Write a generated waveform [C, T] with its attribution: in its tags, in a sidecar, and as a report in all forms.
 
     Attributions are of tokens, and tokens of silence have gradients, too: that a clip cannot be heard is only seen here
-    and becomes a warning.
+    and becomes a warning. The report is written last, so that where it is, all is.
+
+    Args:
+        kind (str): wav, flac, mp3 or ogg. signing (Signing, optional): Who signs it, by C2PA.
     """
-    from .report.render import render_html
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / AUDIO_NAME
+    path = folder / f'audio.{kind}'
     peak = wave.abs().max().clamp(min=1.)  # a codec may overshoot full scale
     wave = (wave / peak).cpu()
     audio.save_audio(path, wave, sample_rate)
     level = float(tp.cast(float, report.recipe.keys['silence_db']))
     warnings = [SILENT_CLIP.format(level=level)] if audio.silent(wave, level) else []
-    query = report.query.model_copy(update={'id': name, 'sha256': audio.file_sha256(path), 'audio_file': AUDIO_NAME})
+    query = report.query.model_copy(update={'id': name, 'sha256': None, 'audio_file': path.name})
     report = report.model_copy(update={'query': query, 'warnings': [*warnings, *report.warnings]})
+    report = carry(path, report, signing)
+    write_report(folder, report, path)
+    return Clip(folder, report, path)
+
+
+def carry(path: Path, report: AttributionReport, signing: tp.Optional[Signing] = None) -> AttributionReport:
+    """Put a report's attribution into an audio file's tags, and a signed manifest, and beside it; the report with the
+    hash that the file has then. The report's own hash, which the tags hold, leaves that one out."""
+    attribution = attribution_of(report, content_sha256(path))
+    write_tags(path, attribution)
+    if signing is not None:
+        signing.sign(path, attribution)
+    attribution.save_beside(path)
+    query = report.query.model_copy(update={'sha256': audio.file_sha256(path)})
+    return report.model_copy(update={'query': query})
+
+
+def write_report(folder: Path, report: AttributionReport, audio_path: tp.Optional[Path]) -> None:
+    """`report.html`, `report.csv` and, last, `report.json`."""
+    from .report.render import render_html, to_csv
+    render_html(report, audio_path=audio_path, out_path=folder / HTML_NAME)
+    to_csv(report, folder / CSV_NAME)
     report.save(folder / JSON_NAME)
-    render_html(report, audio_path=path, out_path=folder / HTML_NAME)
-    return Clip(folder, report)
 
 
 def _generation_of(path: Path, sha256: tp.Optional[str]) -> tp.Optional[str]:

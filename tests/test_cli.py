@@ -24,7 +24,8 @@ def run(capsys, *argv: str):
 
 
 @pytest.mark.parametrize('argv', [[], ['quickstart'], ['catalogue'], ['catalogue', 'build'], ['catalogue', 'check'],
-                                  ['fingerprint'], ['generate'], ['attribute'], ['explain'], ['demo'], ['doctor']])
+                                  ['fingerprint'], ['generate'], ['attribute'], ['explain'], ['show'],
+                                  ['demo'], ['doctor']])
 def test_every_command_explains_itself(capsys, argv):
     code, out, _ = run(capsys, *argv, '--help')
     assert code == 0 and 'Usage' in out and len(out) > 300

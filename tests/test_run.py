@@ -205,7 +205,8 @@ def test_generations_carry_attributions(studio, project, tmp_path):
     clips = studio.generate(tmp_path, 'text', text='slow waltz', seconds=1., count=2, seed=3, progress=False)
     assert [clip.folder.name for clip in clips] == ['text-1', 'text-2']
     for clip in clips:
-        assert sorted(path.name for path in clip.folder.iterdir()) == ['audio.wav', 'report.html', 'report.json']
+        assert sorted(path.name for path in clip.folder.iterdir()) == [
+            'audio.wav', 'audio.wav.lumina.json', 'report.csv', 'report.html', 'report.json']
         assert clip.report.query.prompt == 'slow waltz' and clip.report.query.seed == 3
     prompt = Prompt(project.root / 'songs' / 'song-1.wav', 0.5, 'song-1')
     clip = studio.generate(tmp_path, 'continued', prompt=prompt, seconds=0.9, progress=False)[0]

@@ -27,6 +27,7 @@ app.add_typer(catalogue_app, name='catalogue')
 app.add_typer(store_app, name='store')
 app.add_typer(validate_app, name='validate')
 app.command()(reading.explain)
+app.command()(reading.show)
 
 _Source = tp.Annotated[str, typer.Argument(
     metavar='MODEL', help="Folder or signature of a dora run, an exported MusicGen folder, or a hub name.")]
@@ -215,23 +216,29 @@ def generate(
 def attribute(
     file: tp.Annotated[Path, typer.Argument(help="Recording: any format that soundfile or ffmpeg's libraries read.")],
     out: tp.Annotated[tp.Optional[Path], typer.Option(
-        '--out', '-o', help="Write report.json and report.html into this folder.")] = None,
+        '--out', '-o', help="Write report.json, report.html and report.csv into this folder.")] = None,
+    sidecar: tp.Annotated[bool, typer.Option(
+        '--sidecar', help="Write who is credited beside the recording, as FILE.lumina.json; `lumina show` reads "
+                          "it.")] = False,
     top: tp.Annotated[int, typer.Option(min=1, help="Songs to print per channel.")] = 5,
     json_: tp.Annotated[bool, typer.Option('--json', help="Print the whole report as JSON.")] = False,
     model: _Model = None, store: _Store = None, device: _Device = None,
 ) -> None:
     """Attribute a recording to the songs of a store."""
     from ..audio import read_audio
+    from ..provenance import attribution_of, content_sha256
     from ..report.render import render_table
     from ..workflows import Studio, quickstart_run
     read_audio(file)  # a bad file is told before a model is loaded
     studio = Studio(model or quickstart_run(), store, device=device)
     report = studio.attribute(file, out)
+    if sidecar:
+        attribution_of(report, content_sha256(file)).save_beside(file)
     if not json_:
         print(f'{file} by {report.model.id} against {studio.store.path}, {report.store.songs} songs\n')
     print(report.model_dump_json(indent=2) if json_ else render_table(report, top=top))
     if out is not None and not json_:
-        print(f'\nWritten: {out}/report.html and report.json')
+        print(f'\nWritten: {out}/report.html, report.json and report.csv')
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""`lumina explain`: one song's numbers in a report. Nothing heavy is imported before a command needs it."""
+"""`lumina explain` and `lumina show`: what a report says of a song, and what an audio file says of itself.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 import dataclasses
 import json
@@ -13,6 +16,7 @@ from ..errors import LuminaError
 
 if tp.TYPE_CHECKING:
     from ..explain import ChannelExplanation, Explanation
+    from ..provenance import Attribution, Found
     from ..report.schema import AttributionReport
     from ..store import FingerprintStore
 
@@ -39,6 +43,52 @@ def explain(
     if found.standing == 'unknown' and (opened := _store_of(loaded, store)) is not None:
         found = explaining.explain(loaded, track, channel, opened)
     print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if json_ else _told(found))
+
+
+def show(
+    file: tp.Annotated[Path, typer.Argument(
+        help="Audio with tags or a C2PA manifest, its sidecar (.lumina.json), a report.json, or a clip's folder.")],
+    trust: tp.Annotated[tp.Optional[Path], typer.Option(
+        help="PEM with root certificates of C2PA signers whom you trust.")] = None,
+    json_: tp.Annotated[bool, typer.Option('--json', help="Print everything, as JSON.")] = False,
+) -> None:
+    """Read an attribution back from audio, sidecar or report, and say whether it still fits. Exit code 2 where it does
+    not."""
+    from ..provenance import read_back
+    found = read_back(file, trust)
+    if json_:
+        print(json.dumps({'attribution': found.attribution and found.attribution.model_dump(mode='json'),
+                          'sources': [source.name for source in found.sources],
+                          'checks': [dataclasses.asdict(check) for check in found.checks]}, indent=2,
+                         ensure_ascii=False))
+    else:
+        print(_shown(found).replace('\u00a0', ' '))
+    if not found.fits:
+        raise LuminaError(next(check.sentence for check in found.checks if not check.ok))
+
+
+def _shown(found: 'Found') -> str:
+    blocks = [] if found.attribution is None else [_credits(found.attribution)]
+    if found.sources:
+        blocks.append('Found in\n' + '\n'.join(f'   {source.name} ({source.path.name})' for source in found.sources))
+    blocks.append('\n'.join(f"{'ok' if check.ok else '!!'} {_wrapped(check.sentence, '   ')[3:]}"
+                            for check in found.checks))
+    return '\n\n'.join(blocks)
+
+
+def _credits(found: 'Attribution') -> str:
+    from ..report import words
+    lines = [words.clean(found.title, 200), f'   attributed {found.created:%d %B %Y} with {words.clean(found.model)}, '
+             f'recipe {words.clean(found.recipe)}', f'   report {found.report_sha256}']
+    for key, part in found.channels.items():
+        lines += ['', f'{words.clean(key)}  {words.channel_words(key).name}']
+        shares = [(credit.share, ' '.join(filter(None, (
+            words.clean(credit.title), f'by {words.clean(credit.artist)}' if credit.artist else '',
+            f'({words.clean(credit.track_id)})')))) for credit in part.credits]
+        rest = [(part.others, 'other songs')] if part.others > 0 else []
+        lines += [f'   {words.percent(share):>8}  {text}' for share, text in
+                  (*shares, *rest, (part.unattributed, 'unattributed'))]
+    return '\n'.join(lines)
 
 
 def _told(found: 'Explanation') -> str:
