@@ -64,6 +64,7 @@ def _page(report: AttributionReport, limit: int, audio: str) -> str:
                   for key, channel in report.channels.items()],
         other_summaries=words.other_reading(report),
         channel_meaning=words.channel_meaning(report), hashes=_hashes(report), audio=audio,
+        overhead=words.overhead(report),
         recipe_keys=[pair for key, value in report.recipe.keys.items() for pair in _flat(key, value)])
 
 

@@ -278,6 +278,16 @@ def prompt_song(report: AttributionReport) -> str:
     return f'“{clean(wanted)}”, which is not in the catalogue'
 
 
+def overhead(report: AttributionReport) -> str:
+    """What attribution took beside the generation itself; empty where no generation was timed."""
+    took = {stage: seconds_ for stage, seconds_ in report.timings.items() if stage != 'generate'}
+    generated = report.timings.get('generate', 0.)
+    if generated <= 0 or not took:
+        return ''
+    return (f'Attribution took {sum(took.values()):.2f}{NBSP}s, {percent(sum(took.values()) / generated, 0)} of the '
+            f'{generated:.2f}{NBSP}s that the generation itself took.')
+
+
 def expected_by_chance(channel: ChannelReport) -> float:
     """Songs that an unrelated query lets through the gate on average: N·(1 - Φ(threshold))."""
     return channel.songs * 0.5 * math.erfc(channel.gate.z_threshold / math.sqrt(2.0))
