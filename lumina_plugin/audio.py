@@ -77,7 +77,7 @@ def read_audio(path: tp.Union[str, Path]) -> tp.Tuple[torch.Tensor, int]:
             sample rate outside of 8 to 192 kHz.
     """
     path = Path(path)
-    _expect_file(path)
+    expect_file(path)
     found = _read_soundfile(path)
     wav, rate = found if found is not None else _read_av(path)
     if wav.shape[-1] == 0:
@@ -90,7 +90,8 @@ def read_audio(path: tp.Union[str, Path]) -> tp.Tuple[torch.Tensor, int]:
     return torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32)), rate
 
 
-def _expect_file(path: Path) -> None:
+def expect_file(path: Path) -> None:
+    """Raise LuminaError where a path is not that of a file that can be opened and holds something."""
     if path.is_dir():
         raise LuminaError(f"{path} is a folder, not an audio file; name a file in it.")
     if not path.is_file():

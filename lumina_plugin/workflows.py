@@ -84,7 +84,8 @@ class Studio:
     def generate(self, out: tp.Union[str, Path], name: str = 'clip', text: tp.Optional[str] = None,
                  prompt: tp.Optional[Prompt] = None, seconds: float = 10., count: int = 1, seed: int = 0,
                  top_k: int = 250, temperature: float = 1., cfg_coef: float = 3., progress: bool = True,
-                 melody: tp.Optional[tp.Union[str, Path]] = None) -> tp.List[Clip]:
+                 melody: tp.Optional[tp.Union[str, Path]] = None, kind: str = 'wav',
+                 signing: tp.Optional[Signing] = None) -> tp.List[Clip]:
         """Generate `count` clips with attributions attached and write each into `<out>/<name>[-i]/`.
 
         Args:
@@ -93,6 +94,7 @@ class Studio:
             count (int): Clips. seed (int): Of the sampling. top_k, temperature, cfg_coef: As in MusicGen.
             progress (bool): Show a progress bar.
             melody (path, optional): Recording whose melody to follow, for a model with a chroma condition.
+            kind (str): wav, flac, mp3 or ogg. signing (Signing, optional): Who signs the clips, by C2PA.
         Raises:
             LuminaError: for a prompt or melody that cannot be read or used, a length, name or seed that cannot be, or
                 a folder that cannot be written.
@@ -124,7 +126,7 @@ class Studio:
             else:
                 waves = self.musicgen.generate_unconditional(count, progress=progress)
         names = [name] if count == 1 else [f'{name}-{index + 1}' for index in range(count)]
-        return [write_clip(folder / one, wave, self.musicgen.sample_rate, report, one)
+        return [write_clip(folder / one, wave, self.musicgen.sample_rate, report, one, kind, signing)
                 for one, wave, report in zip(names, waves, self.musicgen.last_attributions, strict=True)]
 
     def attribute(self, path: tp.Union[str, Path], out: tp.Optional[tp.Union[str, Path]] = None) -> AttributionReport:

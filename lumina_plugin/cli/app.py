@@ -11,7 +11,12 @@ from pathlib import Path
 import typer
 
 from ..errors import LuminaError
-from . import reading, validate_channels, validate_run, validate_soak  # noqa: F401 (some register commands)
+from . import making, reading, validate_channels, validate_run, validate_soak  # noqa: F401 (some register commands)
+from .options import Device as _Device
+from .options import Generations as _Generations
+from .options import Model as _Model
+from .options import Source as _Source
+from .options import Store as _Store
 from .store import store_app
 from .validate import validate_app
 
@@ -26,21 +31,10 @@ catalogue_app = typer.Typer(no_args_is_help=True,
 app.add_typer(catalogue_app, name='catalogue')
 app.add_typer(store_app, name='store')
 app.add_typer(validate_app, name='validate')
+app.command()(making.generate)
 app.command()(reading.explain)
 app.command()(reading.show)
 
-_Source = tp.Annotated[str, typer.Argument(
-    metavar='MODEL', help="Folder or signature of a dora run, an exported MusicGen folder, or a hub name.")]
-_Model = tp.Annotated[tp.Optional[str], typer.Option(
-    '--model', '-m', help="Folder or signature of a dora run, an exported folder, or a hub name; "
-                          "the quickstart's run unless said.")]
-_Store = tp.Annotated[tp.Optional[Path], typer.Option(
-    '--store', '-s', help="Fingerprint store; the one beside the run's checkpoints unless said.")]
-_Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
-_Generations = tp.Annotated[tp.Optional[str], typer.Option(
-    '--generations-of', help="A model of other songs with the same codec, whose generations measure chance for "
-                             "generations, or `none`; what the run was trained on from unless said.")]
-_Quiet = tp.Annotated[bool, typer.Option('--quiet', '-q', help="No progress and no notes, only results.")]
 
 
 @app.callback()
@@ -177,39 +171,6 @@ def calibrate(
             words = ' and '.join(f'{counts[kind]} {null.words(kind)}' for kind in KINDS if counts[kind])
             print(f"{store.path}: chance is measured by {words}, at {len(checkpoints)} checkpoints anew, hash "
                   f"{store.hash[:12]}")
-
-
-@app.command()
-def generate(
-    out: tp.Annotated[Path, typer.Option('--out', '-o', help="Folder; each clip gets one of its own in it.")],
-    text: tp.Annotated[tp.Optional[str], typer.Option('--text', '--prompt', help="What it should sound like.")] = None,
-    continue_from: tp.Annotated[tp.Optional[Path], typer.Option('--continue', help="Recording to continue.")] = None,
-    melody: tp.Annotated[tp.Optional[Path], typer.Option(
-        '--melody', help="Recording whose melody to follow; needs a melody model.")] = None,
-    prompt_seconds: tp.Annotated[float, typer.Option(min=0.1, help="How much of the recording is the prompt.")] = 3.,
-    offset: tp.Annotated[float, typer.Option(
-        min=0., help="Where in the recording the prompt begins, in seconds.")] = 0.,
-    seconds: tp.Annotated[float, typer.Option(help="Length of each clip, prompt included.")] = 10.,
-    count: tp.Annotated[int, typer.Option('--n', '-n', min=1, help="Clips.")] = 1,
-    seed: tp.Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    temperature: tp.Annotated[float, typer.Option(min=0.01, help="Above 1 is wilder, below 1 safer.")] = 1.,
-    top_k: tp.Annotated[int, typer.Option(min=1, help="Sample among so many codes.")] = 250,
-    name: tp.Annotated[str, typer.Option(help="Name of the clips.")] = 'clip',
-    model: _Model = None, store: _Store = None, device: _Device = None, quiet: _Quiet = False,
-) -> None:
-    """Generate music with attributions attached: audio.wav, report.json and report.html per clip."""
-    from ..report.render import render_table
-    from ..workflows import Prompt, Studio, quickstart_run
-    studio = Studio(model or quickstart_run(), store, device=device)
-    prompt = Prompt(continue_from, prompt_seconds, offset=offset) if continue_from is not None else None
-    clips = studio.generate(out, name, text, prompt, seconds, count, seed, top_k, temperature, progress=not quiet,
-                            melody=melody)
-    for clip in clips:
-        if not quiet:
-            print(f'\n{clip.folder}')
-        print(render_table(clip.report))
-        if not quiet:
-            print(f'Report: {clip.folder}/report.html')
 
 
 @app.command()
