@@ -26,12 +26,12 @@ from .atomic import write_atomic
 from .catalogue import Catalogue
 from .codec import codec_hash
 from .errors import LuminaError
-from .generations import TOGETHER, Sampling, generate_codes
 from .hashing import codes_hash, state_hash
 from .models import load_musicgen, run_folder
 from .origins import Origin
 from .outside import OutsideSong
 from .prepared import progress_bar
+from .sampling import TOGETHER, Sampling, generate_codes
 from .store import GENERATION, FingerprintStore
 from .tokens import CodeChunk, Tokenizer
 

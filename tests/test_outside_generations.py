@@ -10,13 +10,13 @@ from lumina_plugin.attribution import Attributor, QueryFacts, fingerprinter_at
 from lumina_plugin.calibration import Null
 from lumina_plugin.conditions import attributes_for
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.generations import Sampling, generate_codes
 from lumina_plugin.gradients import Example
 from lumina_plugin.models import export_musicgen, load_musicgen
 from lumina_plugin.null_pass import calibrate, run_null
 from lumina_plugin.origins import origin_named
 from lumina_plugin.outside import Outside, gather
 from lumina_plugin.outside_generations import SAMPLINGS, made_by
+from lumina_plugin.sampling import Sampling, generate_codes
 from lumina_plugin.store import GENERATION, RECORDING, FingerprintStore
 from lumina_plugin.tokens import Tokenizer
 

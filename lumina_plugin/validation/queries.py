@@ -9,8 +9,8 @@ from torch import nn
 from ..catalogue import Track
 from ..conditions import attributes_for
 from ..fingerprint import spread
-from ..generations import DEFAULT, TOGETHER, Sampling, generate_codes
 from ..gradients import Example
+from ..sampling import DEFAULT, TOGETHER, Sampling, generate_codes
 from ..tokens import Tokenizer
 
 __all__ = ['FAMILIES', 'Query', 'Sampling', 'continuations', 'free_generations', 'recordings', 'standard_queries']
