@@ -93,9 +93,9 @@ setup(
                   'lumina_plugin.config': ['**/*.yaml']},
     install_requires=REQUIRED,
     extras_require={'c2pa': C2PA, 'peers': PEERS,
+                    # playwright drives a Chromium of the system; setuptools: a test builds the wheel without network
                     'test': [*C2PA, 'fastapi>=0.165,<1', 'httpx>=0.28,<1', 'hypothesis>=6.100,<7', 'mypy>=1.15,<3',
-                             'pytest>=8,<10', 'ruff>=0.9,<1',
-                             'setuptools>=68']},  # setuptools: a test builds the wheel without network
+                             'playwright>=1.49,<2', 'pytest>=8,<10', 'ruff>=0.9,<1', 'setuptools>=68']},
     entry_points={'console_scripts': ['lumina = lumina_plugin.cli:main']},
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only',
                  'Topic :: Multimedia :: Sound/Audio :: Analysis',

@@ -84,9 +84,13 @@ class Attributor:
         recipe (Recipe, optional): Other scoring, gate or checkpoints than the store's own recipe; what changes a
             fingerprint must agree with the store.
         batch_size (int): Chunks per pass.
+    Attributes:
+        watch (callable): Called with (done, all) checkpoints of a pass while a query is compared; what it raises ends
+            the work.
     Raises:
         LuminaError: when store and model, codec or recipe do not belong together, with both hashes.
     """
+    watch: tp.Callable[[int, int], None] = staticmethod(lambda done, total: None)
 
     def __init__(self, lm: nn.Module, codec: tp.Any, store: tp.Union[FingerprintStore, str, Path],
                  codec_id: str = 'codec', codec_hash: tp.Optional[str] = None, recipe: tp.Optional[Recipe] = None,
@@ -140,6 +144,11 @@ class Attributor:
     def song_ids(self) -> tp.List[str]:
         """Ids of the N songs that queries are compared with, in the order of `scores`."""
         return next(iter(self._channels.values())).ids
+
+    def chance(self, channel: str, kind: Kind = RECORDING) -> tp.Optional[Chance]:
+        """What outside songs score in a channel, by which queries of a kind are judged; None where there are none."""
+        by = self._outside.kind_for(kind)
+        return None if by is None else self._channels[channel].chances[by]
 
     def scores(self, examples: tp.Sequence[Example], prompt_frames: int = 0) -> tp.Dict[str, np.ndarray]:
         """Scores [N] of one query, given as examples, against every song, by channel; no statistics, no report.
@@ -240,7 +249,8 @@ class Attributor:
         """Per channel and checkpoint, the query's fingerprint [D], or its groups' [G, D], and its parts' [n, D]."""
         whole: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
         parts: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self._channels}
-        for checkpoint in self.checkpoints:
+        for done, checkpoint in enumerate(self.checkpoints):
+            self.watch(done, len(self.checkpoints))
             vectors, rows = self._fingerprinters(checkpoint.name).query(examples, of_part, of_group)
             for channel in self._channels:
                 whole[channel].append(vectors[channel].numpy())

@@ -148,6 +148,18 @@ class Null:
         above = sum(pool.above(values) for pool in self._pools)
         return np.asarray((1. + above) / (1. + self.pool), dtype=np.float64)
 
+    def at_least(self, z: npt.ArrayLike) -> FloatArray:
+        """How many of the n·N numbers of the pool lie at or above each z, any shape; exact where `p_values` is."""
+        return np.asarray(self.p_values(z) * (1. + self.pool) - 1., dtype=np.float64)
+
+    def reaching(self, p: float) -> float:
+        """The z that a song must exceed for a p-value of at most `p`; the pool's highest where p is rarer than it can
+        tell."""
+        known = np.unique(np.concatenate([part for pool in self._pools for part in (pool.tail, pool.rest)]))
+        beyond = sum(pool.above(np.nextafter(known, np.inf)) for pool in self._pools)
+        allowed = max(0, int(np.floor(p * (1 + self.pool) * (1 + 1e-12))) - 1)
+        return float(known[np.argmax(beyond <= allowed)])
+
 
 def spread_of_sums(total: npt.ArrayLike, squares: npt.ArrayLike, count: int) -> QuerySpread:
     """Mean and sd from a sum and a sum of squares of so many numbers: any shape -> the same, twice."""

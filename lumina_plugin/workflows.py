@@ -22,6 +22,8 @@ from .store import FingerprintStore
 
 logger = logging.getLogger(__name__)
 
+Progress = tp.Union[bool, tp.Callable[[int, int], None]]
+
 JSON_NAME, HTML_NAME, CSV_NAME = 'report.json', 'report.html', 'report.csv'
 SILENT_CLIP = ("The clip is silent: it never rises above {level:g} dBFS. The numbers compare its tokens and say "
                "nothing about music that could be heard.")
@@ -83,7 +85,7 @@ class Studio:
 
     def generate(self, out: tp.Union[str, Path], name: str = 'clip', text: tp.Optional[str] = None,
                  prompt: tp.Optional[Prompt] = None, seconds: float = 10., count: int = 1, seed: int = 0,
-                 top_k: int = 250, temperature: float = 1., cfg_coef: float = 3., progress: bool = True,
+                 top_k: int = 250, temperature: float = 1., cfg_coef: float = 3., progress: Progress = True,
                  melody: tp.Optional[tp.Union[str, Path]] = None, kind: str = 'wav',
                  signing: tp.Optional[Signing] = None) -> tp.List[Clip]:
         """Generate `count` clips with attributions attached and write each into `<out>/<name>[-i]/`.
@@ -92,7 +94,8 @@ class Studio:
             out (path): Folder. name (str): Of the clips. text (str, optional): Description.
             prompt (Prompt, optional): What to continue. seconds (float): Length, prompt included.
             count (int): Clips. seed (int): Of the sampling. top_k, temperature, cfg_coef: As in MusicGen.
-            progress (bool): Show a progress bar.
+            progress (bool or callable): Show a progress bar; or call this with (done, all) steps, and where it raises,
+                stop.
             melody (path, optional): Recording whose melody to follow, for a model with a chroma condition.
             kind (str): wav, flac, mp3 or ogg. signing (Signing, optional): Who signs the clips, by C2PA.
         Raises:
@@ -117,14 +120,14 @@ class Studio:
         with _generation_bar(self.musicgen, name, progress):
             if wav is not None:
                 waves = self.musicgen.generate_continuation(wav.expand(count, -1, -1), self.musicgen.sample_rate,
-                                                            [text] * count, progress=progress)
+                                                            [text] * count, progress=bool(progress))
             elif tune is not None:
                 waves = self.musicgen.generate_with_chroma([text] * count, [tune] * count, self.musicgen.sample_rate,
-                                                           progress=progress)
+                                                           progress=bool(progress))
             elif text is not None:
-                waves = self.musicgen.generate([text] * count, progress=progress)
+                waves = self.musicgen.generate([text] * count, progress=bool(progress))
             else:
-                waves = self.musicgen.generate_unconditional(count, progress=progress)
+                waves = self.musicgen.generate_unconditional(count, progress=bool(progress))
         names = [name] if count == 1 else [f'{name}-{index + 1}' for index in range(count)]
         return [write_clip(folder / one, wave, self.musicgen.sample_rate, report, one, kind, signing)
                 for one, wave, report in zip(names, waves, self.musicgen.last_attributions, strict=True)]
@@ -265,12 +268,19 @@ def default_store(source: tp.Union[str, Path]) -> Path:
 
 
 @contextlib.contextmanager
-def _generation_bar(musicgen: tp.Any, name: str, shown: bool) -> tp.Iterator[None]:
+def _generation_bar(musicgen: tp.Any, name: str, shown: Progress) -> tp.Iterator[None]:
     """A progress bar in place of the counter that MusicGen prints."""
     if not shown:
         yield
         return
     before = musicgen._progress_callback
+    if callable(shown):
+        musicgen.set_custom_progress_callback(shown)
+        try:
+            yield
+        finally:
+            musicgen.set_custom_progress_callback(before)
+        return
     with tqdm(desc=f'generating {name}', unit='step', dynamic_ncols=True, delay=1) as bar:
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from . import left_out
+from .page import browser, served  # noqa: F401  (fixtures of all modules)
 from .project import project, studio  # noqa: F401  (fixtures of all modules)
 
 hypothesis.settings.register_profile('lumina', deadline=None, derandomize=left_out.CI)

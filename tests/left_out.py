@@ -1,8 +1,8 @@
 """A pytest plugin with an honest word about what was left out.
 
-Tests that need the real recordings or the extra `peers` ask for the fixture `real_recordings` or `peers`; those that
-need a GPU are marked `gpu`. Without, they are skipped, and pytest's last lines say so. Where CI=true a skip is a
-failure, a missing GPU or extra aside.
+Tests that need the real recordings, the extra `peers` or a browser ask for the fixture `real_recordings`, `peers` or
+`browser`; those that need a GPU are marked `gpu`. Without, they are skipped, and pytest's last lines say so. Where
+CI=true a skip is a failure, a missing GPU or extra aside.
 """
 
 import collections
@@ -17,6 +17,7 @@ CI = os.environ.get('CI') == 'true'
 NO_RECORDINGS = "the real recordings are not here (LUMINA_RECORDINGS names their folder)"
 NO_GPU = "no CUDA device"
 NO_PEERS = "the extra 'peers' is not installed (make validate-peers)"
+NO_BROWSER = "no Chromium (Debian: apt-get install chromium; LUMINA_BROWSER names another)"
 ALLOWED_IN_CI = (NO_GPU, NO_PEERS)
 
 

@@ -1,7 +1,6 @@
 """What can be wrong with models, runs, songs and requests, each told in one sentence before anything slow."""
 
 import shutil
-import types
 from pathlib import Path
 
 import omegaconf
@@ -241,17 +240,6 @@ def test_a_store_that_does_not_fit_leaves_the_model_untouched(project, tmp_path)
             attach(one, path)
         assert one.__dict__ == before and not one.lm.training
         assert all(torch.equal(t, weights[name]) for name, t in one.lm.state_dict().items())
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-def test_the_page_shows_the_stores_channels():
-    from lumina_plugin.web import build_page
-    studio = types.SimpleNamespace(
-        store=types.SimpleNamespace(channels=['rhythm', 'M'], tracks=[]), musicgen=types.SimpleNamespace(name='x'),
-        attributor=types.SimpleNamespace(recipe=get_recipe('default')))
-    tables = [c['props']['label'] for c in build_page(studio).config['components'] if c['type'] == 'dataframe']
-    assert tables == 2 * ['Channel rhythm', 'Production / master']
 
 
 # -- a store that is in the middle of something ------------------------------------------------------------------------

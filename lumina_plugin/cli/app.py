@@ -12,6 +12,7 @@ import typer
 
 from ..errors import LuminaError
 from . import making, reading, validate_channels, validate_run, validate_soak  # noqa: F401 (some register commands)
+from .demo import demo
 from .options import Device as _Device
 from .options import Generations as _Generations
 from .options import Model as _Model
@@ -202,16 +203,7 @@ def attribute(
         print(f'\nWritten: {out}/report.html, report.json and report.csv')
 
 
-@app.command()
-def demo(
-    model: _Model = None, store: _Store = None, device: _Device = None,
-    host: tp.Annotated[str, typer.Option(help="Address to listen on; this machine alone unless said.")] = '127.0.0.1',
-    port: tp.Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
-) -> None:
-    """Open the web page: generate, attribute a file, see both channels."""
-    from ..web import launch
-    from ..workflows import quickstart_run
-    launch(model or quickstart_run(), store, device=device, host=host, port=port)
+app.command()(demo)
 
 
 @app.command()

@@ -128,7 +128,8 @@ def _ticks(low: float, high: float) -> tp.List[tp.Tuple[float, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One segment of one song: x and width in percent, height in pixels."""
+    """One segment of one song: its number, x and width in percent, height in pixels."""
+    segment: int
     x: float
     width: float
     height: float
@@ -140,6 +141,7 @@ class Cell:
 @dataclasses.dataclass(frozen=True)
 class Lane:
     """One song along the query."""
+    track_id: str
     title: str
     artist: str
     cells: tp.List[Cell]
@@ -171,7 +173,7 @@ def timeline(channel: ChannelReport, height: int = 34) -> tp.Optional[Timeline]:
                  for rank, hit in enumerate(segment.top) if hit.track_id == track_id]
         row = known.get(track_id)
         title = clean(row.title if row else track_id, 60)
-        lanes.append(Lane(title=title, artist=clean(row.artist, 60) if row else '', cells=cells,
+        lanes.append(Lane(track_id=track_id, title=title, artist=clean(row.artist, 60) if row else '', cells=cells,
                           description=f'{title}: ' + '; '.join(cell.description for cell in cells)))
     spans = [(round(100 * part.start / end, 3), round(100 * (part.end - part.start) / end, 3)) for part in segments]
     masked = [(round(100 * part.start / end, 3), round(100 * min(part.masked_seconds, part.end - part.start) / end, 3))
@@ -204,7 +206,7 @@ def _cell(channel: ChannelReport, index: int, rank: int, end: float, peak: float
     gap = min(0.5, 12 / len(channel.segments))
     width = max(100 * (segment.end - start) / end - gap, 0.2)
     return Cell(
-        x=round(100 * start / end + gap / 2, 3), width=round(width, 3), height=round(max(tall, 1.0), 1),
+        segment=index, x=round(100 * start / end + gap / 2, 3), width=round(width, 3), height=round(max(tall, 1.0), 1),
         first=rank == 0,
         label=number(hit.cosine, 2) if len(channel.segments) <= 6 and width > 8 else '',
         description=f'{seconds(segment.start)} to {seconds(segment.end)} cosine {number(hit.cosine)}'
