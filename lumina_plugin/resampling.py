@@ -108,20 +108,21 @@ class Resamples:
         point: the query's own scores [N]. scores: per checkpoint, the chunks' [P, N].
         mixture: what a resample takes of each, [1 + B, C * P], from `mixture_of`.
     Attributes:
-        count, songs (int): B and N. centre: medians [B, 1] over all songs, as far as they follow the means.
+        count, songs (int): B and N. change: what a resample takes of each of `rows`, [B, 1 + C * P].
+        centre: medians [B, 1] over all songs, as far as they follow the means.
     """
 
     def __init__(self, point: FloatArray, scores: tp.Sequence[FloatArray], mixture: FloatArray):
         self.count, self.songs = len(mixture) - 1, len(point)
         self._rows = [point[None], *scores]
-        self._change = np.concatenate([np.ones((self.count, 1)), mixture[1:] - mixture[:1]], axis=1)
+        self.change = np.concatenate([np.ones((self.count, 1)), mixture[1:] - mixture[:1]], axis=1)
         means = np.concatenate([rows.mean(axis=1, dtype=np.float64) for rows in self._rows])  # [1 + C * P]
         covariance = np.zeros((len(means), len(means)))
         for block in self.blocks():
-            away = self._of(block) - means[:, None]
+            away = self.rows(block) - means[:, None]
             covariance += away @ away.T / self.songs
-        mean = self._change @ means
-        sd = np.sqrt(np.maximum(np.einsum('bi,ij,bj->b', self._change, covariance, self._change), 0.))
+        mean = self.change @ means
+        sd = np.sqrt(np.maximum(np.einsum('bi,ij,bj->b', self.change, covariance, self.change), 0.))
         flat = sd <= _FLAT * max(float(np.abs(point).max()), 1e-300)
         self._scale = np.where(flat, 0., 1 / np.where(flat, 1., sd))[:, None]  # STS = score * scale - shift
         self._shift = mean[:, None] * self._scale
@@ -132,13 +133,13 @@ class Resamples:
         for first in range(0, self.songs, BLOCK):
             yield slice(first, min(first + BLOCK, self.songs))
 
-    def _of(self, songs: Some) -> FloatArray:
+    def rows(self, songs: Some) -> FloatArray:
         """The query's own and the chunks' scores, [1 + C * P, K]."""
         return np.concatenate([rows[:, songs] for rows in self._rows], dtype=np.float64)
 
     def __call__(self, songs: Some) -> FloatArray:
         """Scores [B, K]."""
-        return self._change @ self._of(songs)
+        return self.change @ self.rows(songs)
 
     def weights(self, drawn: FloatArray) -> FloatArray:
         """Weights [B, K] of songs with these scores."""
