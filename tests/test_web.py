@@ -107,7 +107,8 @@ def test_certainty_draws_the_null_that_the_report_was_judged_by(client, served, 
     report = AttributionReport.model_validate_json(json.dumps(attributed[1]))
     for key, one in found.items():
         chart, channel = one['chart'], report.channels[key]
-        null = served.desk.studio.attributor.null(key)
+        kind = 'recording' if report.query.kind == 'file' else 'generation'
+        null = served.desk.studio.attributor.chance(key, kind).null
         assert sum(chart['counts']) == chart['pool'] == null.pool == chart['outside'] * channel.songs
         by_title = {row.title: row for row in channel.rows}
         for mark in chart['marks']:

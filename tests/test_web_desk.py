@@ -214,8 +214,8 @@ def test_texts_lose_the_servers_folders_and_nothing_else(tmp_path):
 
 def test_a_report_with_a_path_in_it_is_shown_without(desk, monkeypatch, song):
     warnings = type(desk.studio.attributor).warnings
-    monkeypatch.setattr(type(desk.studio.attributor), 'warnings', lambda self: [
-        *warnings(self), f'mend it by `lumina calibrate {self.store.path}`'])
+    monkeypatch.setattr(type(desk.studio.attributor), 'warnings', lambda self, kind: [
+        *warnings(self, kind), f'mend it by `lumina calibrate {self.store.path}`'])
     made = desk.generate(seconds=2)
     assert made.report.warnings[-1] == f'mend it by `lumina calibrate {desk.studio.store.path.name}`'
     for path in made.files.values():
