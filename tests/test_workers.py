@@ -43,7 +43,7 @@ def two(folder, work):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)  # an end, should they wait for each other; no more than a minute on an idle machine
     (folder / 'meeting').unlink(missing_ok=True)
     return [process.exitcode for process in processes]
 
