@@ -14,6 +14,7 @@ if tp.TYPE_CHECKING:
     from ..calibration import Null
 
 BINS = 60
+_ROUNDING = 1e-9
 FARTHEST = 40.  # standard deviations that are drawn
 MARKS = 300  # songs of a query that are drawn
 
@@ -143,7 +144,8 @@ def _paid_by(channel: ChannelReport, passes: tp.Callable[[SongRow], bool], of_al
     earning = [row for row in channel.rows if row.weight > 0 and passes(row)]
     total = sum(row.weight for row in (channel.rows if of_all else earning))
     paid = sorted(((row.title, row.weight / total) for row in earning), key=lambda one: -one[1]) if earning else []
-    return paid, max(0., 1. - sum(share for _, share in paid))
+    left = 1. - sum(share for _, share in paid)
+    return paid, left if left > _ROUNDING else 0.
 
 
 _NAMES = {'ranking_correlation': ('Rankings agree by', '1: different music gets the same ranking'),

@@ -66,10 +66,9 @@ def _payments(found: _Json, recipe: str, run: str) -> tp.List[Measure]:
             continue
         if run and run not in str(row.get('run')):
             continue
-        if row.get('family') in ('recordings', 'generations'):
-            gate = 'printed' if row.get('gate') == 'paper' else row.get('gate')
-            name = f"Pays somebody for music that owes nobody: {row['family']}, {gate} gate"
-            lines.setdefault(name, {})[str(row.get('channel'))] = _triple(row['paid'])
+        gate = 'printed' if row.get('gate') == 'paper' else row.get('gate')
+        name = f"Pays somebody for music that owes nobody: {row.get('family')}, {gate} gate"
+        lines.setdefault(name, {})[str(row.get('channel'))] = _triple(row['paid'])
     return [Measure(name, values) for name, values in lines.items()]
 
 
