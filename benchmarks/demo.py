@@ -7,13 +7,13 @@ Takes a Chromium that is installed, as the tests do. Prints a table; nothing is 
 
 import concurrent.futures
 import os
-import platform
 import shutil
 import statistics
 import time
 import typing as tp
 
 import typer
+from all import processor  # benchmarks/all.py, which lies beside
 
 SECONDS = 10
 
@@ -53,6 +53,7 @@ def main(model: tp.Optional[str] = None, visits: int = 5, users: int = 10) -> No
     """Serve a page, measure it, print."""
     from lumina_plugin.web import build_page, serve
     from lumina_plugin.workflows import Studio, quickstart_run
+    busy = os.getloadavg()[0]
     begun = time.perf_counter()
     page, desk = build_page(Studio(model or quickstart_run()))
     address = serve(page, desk, wait=False)
@@ -72,7 +73,7 @@ def main(model: tp.Optional[str] = None, visits: int = 5, users: int = 10) -> No
              (f'{SECONDS} s generated and attributed', alone),
              (f'{users} visitors at once, each {SECONDS} s: the last is served after', [all_served]),
              ('... and one of them waited', together)]
-    print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n')
+    print(f'{processor()}, {os.cpu_count()} cores, other work before: load {busy:.1f}\n')
     print('| what | median, s | least | most |\n|---|---|---|---|')
     for name, values in lines:
         print(f'| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |')
