@@ -34,7 +34,7 @@ def save_false_payments(out: tp.Union[str, Path], rows: tp.Sequence[Paid], refus
     found = {(row.run, row.store, row.gate, row.channel, row.family, row.prompt): row for row in rows}
     allowed = sorted({row.allowed for row in rows})
     families = list(dict.fromkeys(row.family for row in rows if row.prompt == OWN))
-    panels = [Panel(f'{family}: somebody is paid', [_paid(found.get((*key, family, OWN))) for key in keys], allowed)
+    panels = [Panel(_title(family), [_paid(found.get((*key, family, OWN))) for key in keys], allowed)
               for family in families]
     panels += [Panel(f'continuations, prompt {reading}:\nsource is paid',
                      [_source(found.get((*key, SOURCES, reading))) for key in keys])
@@ -42,6 +42,12 @@ def save_false_payments(out: tp.Union[str, Path], rows: tp.Sequence[Paid], refus
     picture = dots([' · '.join(key) for key in keys], panels,
                    "share of the queries, with 95 % interval; dashed: what the gate allows where nothing is owed")
     return save(out, 'false-payments', markdown(rows, refused), {'rows': rows, 'refused': refused}, picture)
+
+
+def _title(family: str) -> str:
+    """Over a narrow panel: a line for what, and one for whose."""
+    what = family.replace(', ', ',\n')
+    return f'{what}:\nsomebody is paid'
 
 
 def _paid(row: tp.Optional[Paid]) -> tp.Any:
