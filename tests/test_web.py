@@ -266,15 +266,20 @@ def test_what_gradio_can_do_beyond_the_page_is_not_there(served, path):
     assert fetch(served, path, b'{}')[0] == 404
 
 
-@pytest.mark.parametrize('path', ['/etc/passwd', f'{ALIAS}/../../../etc/passwd', '{song}', '{store}'])
-def test_no_path_of_the_server_is_taken_for_an_upload(served, project, song, path):
-    path = path.format(song=song, store=served.desk.studio.store.path / 'manifest.json', ALIAS=ALIAS)
+@pytest.mark.parametrize('path', ['{decoy}', f'{ALIAS}/{{up}}{{decoy}}', 'file://{decoy}', '{recording}'])
+def test_no_path_of_the_server_is_taken_for_an_upload(served, song, tmp_path, path):
+    """With decoys alone: were a check ever broken, these would be read and deleted."""
+    decoy, recording = tmp_path / 'notes.txt', tmp_path / 'mine.wav'
+    decoy.write_text('private')
+    recording.write_bytes(Path(song).read_bytes())
+    path = path.format(decoy=decoy, recording=recording, up='../' * 12)
     body = json.dumps({'data': [{'path': path, 'url': f'file://{path}', 'meta': {'_type': 'gradio.FileData'}}]})
     status, answer = fetch(served, '/gradio_api/call/attribute', body.encode(), **{'Content-Type': 'application/json'})
     if status == 200:
         status, answer = fetch(served, f"/gradio_api/call/attribute/{json.loads(answer)['event_id']}")
     assert b'event: error' in answer or status >= 400
     assert b'event: complete' not in answer and str(served.desk.workplace.root).encode() not in answer
+    assert decoy.read_text() == 'private' and recording.exists()
 
 
 def test_no_answer_tells_where_the_server_keeps_anything(served, client, attributed, project):

@@ -143,14 +143,31 @@ def test_old_files_are_deleted_and_young_ones_stay(tmp_path):
     assert not place.root.exists()
 
 
-@pytest.mark.parametrize('name', ['../outside.wav', 'gone.wav', '/etc/passwd'])
+@pytest.mark.parametrize('name', ['../outside.wav', '../notes.txt', 'gone.wav', 'link.wav', '{absolute}'])
 def test_nothing_outside_of_the_uploads_is_accepted(tmp_path, name):
-    folder = tmp_path / 'cache'
+    """With decoys alone: were the check ever broken, these would be read and deleted."""
+    folder, outside, notes = tmp_path / 'cache', tmp_path / 'outside.wav', tmp_path / 'notes.txt'
     folder.mkdir()
-    sf.write(tmp_path / 'outside.wav', np.zeros(16000), 16000)
+    sf.write(outside, np.zeros(16000), 16000)
+    notes.write_text('private')
+    (folder / 'link.wav').symlink_to(notes)
     with pytest.raises(LuminaError, match='not here any more'):
-        uploads.accept(folder / name, folder.resolve(), Limits())
-    assert (tmp_path / 'outside.wav').exists()
+        uploads.accept(folder / name.format(absolute=notes), folder.resolve(), Limits())
+    assert outside.exists() and notes.read_text() == 'private'
+
+
+def test_nothing_outside_of_the_uploads_is_deleted_even_if_it_were_accepted(tmp_path):
+    folder, notes = tmp_path / 'cache', tmp_path / 'notes.txt'
+    folder.mkdir()
+    notes.write_text('private')
+    (folder / 'link.wav').symlink_to(notes)
+    for path in (notes, folder / '..' / 'notes.txt', folder / 'link.wav'):
+        uploads._delete(path, folder.resolve())
+    assert notes.read_text() == 'private'
+    refused = folder / 'refused.wav'
+    refused.write_text('no music')
+    uploads._delete(refused, folder.resolve())
+    assert not refused.exists()
 
 
 def test_a_small_file_that_unfolds_to_a_large_one_is_refused(tmp_path):
@@ -190,12 +207,16 @@ def test_recordings_of_other_containers_are_taken_and_measured(tmp_path):
 def test_history_is_bounded_and_skips_what_is_damaged_or_of_another_store(desk, tmp_path):
     report = desk.generate(seconds=2).report
     size = len(report.model_dump_json(indent=2)) + 1
+    others = [tmp_path / 'h' / name for name in ('00000000T000000-mine.json', 'report.json')]
+    others[0].parent.mkdir()
+    for path in others:
+        path.write_text('{}')  # of whoever named the folder
     history = History(tmp_path / 'h', report.store.hash, most=3)
     for index in range(5):
         history.add(report, f'{index:032x}')
     assert [past.name[-6] for past in history.past()] == ['4', '3', '2']
     (history.folder / '00000000T000000-damaged.json').write_text('{')
-    assert len(history.past()) == 3
+    assert len(history.past()) == 3 and all(path.exists() for path in others)
     small = History(tmp_path / 's', report.store.hash, most=100, most_bytes=2 * size + 10)
     for index in range(5):
         small.add(report, f'{index:032x}')

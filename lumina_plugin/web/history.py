@@ -1,12 +1,13 @@
 """Reports of past generations, in a folder that the server's owner names: what one song was paid over all of them.
 
 Each report is one file, `<time>-<id>.json`, as `lumina generate` writes it: readable by everything that reads reports.
-When there are too many, the oldest go. Nothing that a visitor uploaded is in them.
+When there are too many, the oldest of these go, and no other file. Nothing that a visitor uploaded is in them.
 """
 
 import dataclasses
 import datetime
 import logging
+import re
 import threading
 import typing as tp
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..errors import LuminaError
 from ..report.schema import AttributionReport
 
 logger = logging.getLogger(__name__)
+
+_OWN = re.compile(r'\d{8}T\d{6}-[0-9a-f]{32}\.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,8 @@ class History:
 
     def _prune(self) -> None:
         assert self.folder is not None
-        files = sorted(self.folder.glob('*.json'), reverse=True)
+        # its own files alone: whoever names a folder may have other things in it
+        files = sorted((path for path in self.folder.glob('*.json') if _OWN.fullmatch(path.name)), reverse=True)
         room = self.most_bytes
         for place, path in enumerate(files):
             try:

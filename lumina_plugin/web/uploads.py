@@ -28,9 +28,15 @@ def accept(path: tp.Optional[tp.Union[str, Path]], folder: Path, limits: Limits)
     try:
         _expect_fit(upload, limits)
     except LuminaError:
-        upload.unlink(missing_ok=True)
+        _delete(upload, folder)
         raise
     return upload
+
+
+def _delete(upload: Path, folder: Path) -> None:
+    """Delete a refused upload. Asks by itself whether it is one: no other mistake may ever delete a file elsewhere."""
+    if folder in upload.resolve().parents:
+        upload.unlink(missing_ok=True)
 
 
 def _expect_fit(upload: Path, limits: Limits) -> None:
