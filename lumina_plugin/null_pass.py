@@ -19,7 +19,7 @@ from .models import load_musicgen, run_folder, run_key, run_stores
 from .origins import Origin, origin_named, origins_of
 from .outside import COUNT, Outside, OutsideSong, gather
 from .outside_generations import COUNT as GENERATIONS
-from .outside_generations import made_by
+from .outside_generations import expect_other_songs, made_by
 from .prepared import progress_bar
 from .recipe import Recipe, recipe_from_dict
 from .store import FingerprintStore, Kind, OutsideRecord, StoredNull
@@ -134,6 +134,8 @@ def outside_of_run(run: tp.Optional[Path], store: FingerprintStore, tokenizer: T
     `generations_of` are named."""
     from .catalogue_pass import manifests_of
     where, valid, seen, needed = songs, None, frozenset[str](), songs_needed(recipe.gate.rate)
+    if generations_of not in (None, '', NONE):  # told before a hundred songs are encoded, not after
+        expect_other_songs(origin_named(generations_of), store)
     if run is not None:
         if where in (None, ''):
             named = run_key(run, 'fingerprint.outside')

@@ -57,8 +57,7 @@ def made_by(origins: tp.Sequence[Origin], recordings: tp.Sequence[OutsideSong], 
     Raises:
         LuminaError: when there is no such model, it has another codec, or it was trained on a song of the store.
     """
-    for origin in origins:
-        _expect_others(origin, store)
+    expect_other_songs(origins, store)
     musicgen = load_musicgen(origins[0].source, device)
     digest = codec_hash(musicgen.compression_model)
     if digest != tokenizer.codec_hash:
@@ -79,6 +78,12 @@ def made_by(origins: tp.Sequence[Origin], recordings: tp.Sequence[OutsideSong], 
     known = any(origin.trained_on for origin in origins) or _run_folder(origins[-1]) is not None
     doubt = '' if known else ', of whose training songs nothing is known here'
     return list(unique.values()), f'generations of {origins[0].name}{doubt}'
+
+
+def expect_other_songs(origins: tp.Iterable[Origin], store: FingerprintStore) -> None:
+    """LuminaError where one of these models was trained on a song of the store."""
+    for origin in origins:
+        _expect_others(origin, store)
 
 
 def _expect_others(origin: Origin, store: FingerprintStore) -> None:

@@ -71,7 +71,7 @@ _MEANINGS = (
     ('rank_one_energy', 'rank-1 energy', 'what one pattern explains of all scores; 1: queries differ in nothing else'),
     ('effective_rank', 'effective rank', 'how many different patterns there are'),
     ('concentration', 'largest share', 'paid to the first song, on average'),
-    ('hub_skewness', 'skewness of hubs', 'about 0: all songs are found alike often; above 2: a few for everything'))
+    ('hub_skewness', 'skewness of hubs', 'about 0: all songs are found alike often; above 5: a few for everything'))
 
 
 def save(folder: tp.Union[str, Path], scores: tp.Mapping[str, ChannelScores], found: tp.Mapping[str, Diagnosis]

@@ -113,6 +113,8 @@ def soak(musicgen: tp.Any, folder: tp.Union[str, Path], cycles: int, seconds: fl
     setting = {'store': attributor.store.hash, 'recipe': attributor.recipe.hash, 'seconds': seconds,
                'together': together}
     found = Soak.load(folder, setting)
+    if found.cycles >= cycles:  # nothing is left to do: no further process
+        return found
     found.memory.append([(found.cycles, psutil.Process().memory_info().rss)])
     musicgen.set_generation_params(duration=seconds, top_k=min(250, musicgen.lm.card))
     with tqdm(total=cycles, initial=found.cycles, desc='soak', unit='cycle', dynamic_ncols=True) as bar:
