@@ -47,7 +47,8 @@ def bad_inputs(folder: Path):
     nothing.mkdir()
     return [
         (['attribute', folder / 'gone.wav'], 'gone.wav'), (['attribute', text], 'notes.wav'),
-        (['attribute', zero], 'zero.wav'), (['attribute', folder], 'is a folder'),
+        (['attribute', zero], 'zero.wav'), (['attribute', folder], '--out'),
+        (['attribute', nothing, '--out', folder / 'out', '--model', nothing], 'no state_dict.bin'),
         (['catalogue', 'check', empty], 'empty.jsonl'), (['catalogue', 'check', folder / 'gone'], 'gone'),
         (['catalogue', 'build', nothing, '--out', folder / 'out'], 'no recordings'),
         (['fingerprint', 'no-such-model'], 'no-such-model'), (['fingerprint', folder, '--recipe', 'mine'], 'mine'),

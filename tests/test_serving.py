@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shlex
+import shutil
 import sys
 import threading
 import types
@@ -18,7 +19,8 @@ from lumina_plugin.report import AttributionReport
 
 from .authority import Authority
 
-PAGE = (Path(__file__).resolve().parent.parent / 'docs' / 'serving.md').read_text(encoding='utf-8')
+DOCS = Path(__file__).resolve().parent.parent / 'docs'
+PAGE = (DOCS / 'serving.md').read_text(encoding='utf-8')
 
 
 def code_of(kind: str) -> str:
@@ -96,18 +98,27 @@ def test_the_pages_program_runs(project, capsys):
     assert [line.split()[0] for line in out if 'generate' in line] == ['slow', 'fast', 'organ']
 
 
-def test_every_command_of_the_page_runs(project, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('page', ['serving', 'reports'])
+def test_every_command_of_a_page_runs(page, project, tmp_path, monkeypatch, capsys):
     """With a model, songs and certificates of the tests in the place of the quickstart's."""
-    commands = [line.strip() for line in PAGE.splitlines() if line.startswith('    lumina ')]
-    assert len(commands) >= 9
-    (tmp_path / 'outputs').mkdir()
-    (tmp_path / 'outputs' / 'xps').symlink_to(project.root / 'runs' / 'xps')
+    text = (DOCS / f'{page}.md').read_text(encoding='utf-8')
+    commands = re.findall(r'^    (lumina .*)$', text, re.M) + re.findall(r'`(lumina \w+ [^`]*--out [^`]*)`', text)
+    assert len(commands) >= 4
+    songs = tmp_path / 'outputs' / 'embedded' / 'audio'
+    for name in ('train', 'heldout'):
+        shutil.copytree(project.root / 'songs', songs / name)
     monkeypatch.chdir(tmp_path)
     authority = Authority(tmp_path)
     authority.signer('studio')
     authority.root.rename(tmp_path / 'roots.pem')
     monkeypatch.setattr('lumina_plugin.workflows.quickstart_run', lambda out='outputs': project.folder())
-    for command in commands:
-        argv = shlex.split(command.replace('song-001', 'song-1').replace('--n 8', '--n 2'))[1:]
+    generate = ['generate', '--prompt', 'slow waltz', '--out', 'outputs/generated']  # as the other page has it
+    for argv in [*([generate] if page == 'reports' else []), *map(_argv, commands)]:
         main([*argv, *(['--seconds', '2', '--prompt-seconds', '0.5'] if argv[0] == 'generate' else [])])
         assert capsys.readouterr().out
+
+
+def _argv(command: str) -> list:
+    for theirs, ours in (('song-001', 'song-1'), ('--n 8', '--n 2'), ('--jobs 2', '--jobs 1')):
+        command = command.replace(theirs, ours)
+    return shlex.split(command)[1:]

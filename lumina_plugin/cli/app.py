@@ -15,9 +15,7 @@ from . import making, reading, validate_channels, validate_run, validate_soak  #
 from .demo import demo
 from .options import Device as _Device
 from .options import Generations as _Generations
-from .options import Model as _Model
 from .options import Source as _Source
-from .options import Store as _Store
 from .store import store_app
 from .validate import validate_app
 
@@ -33,9 +31,9 @@ app.add_typer(catalogue_app, name='catalogue')
 app.add_typer(store_app, name='store')
 app.add_typer(validate_app, name='validate')
 app.command()(making.generate)
+app.command()(making.attribute)
 app.command()(reading.explain)
 app.command()(reading.show)
-
 
 
 @app.callback()
@@ -172,35 +170,6 @@ def calibrate(
             words = ' and '.join(f'{counts[kind]} {null.words(kind)}' for kind in KINDS if counts[kind])
             print(f"{store.path}: chance is measured by {words}, at {len(checkpoints)} checkpoints anew, hash "
                   f"{store.hash[:12]}")
-
-
-@app.command()
-def attribute(
-    file: tp.Annotated[Path, typer.Argument(help="Recording: any format that soundfile or ffmpeg's libraries read.")],
-    out: tp.Annotated[tp.Optional[Path], typer.Option(
-        '--out', '-o', help="Write report.json, report.html and report.csv into this folder.")] = None,
-    sidecar: tp.Annotated[bool, typer.Option(
-        '--sidecar', help="Write who is credited beside the recording, as FILE.lumina.json; `lumina show` reads "
-                          "it.")] = False,
-    top: tp.Annotated[int, typer.Option(min=1, help="Songs to print per channel.")] = 5,
-    json_: tp.Annotated[bool, typer.Option('--json', help="Print the whole report as JSON.")] = False,
-    model: _Model = None, store: _Store = None, device: _Device = None,
-) -> None:
-    """Attribute a recording to the songs of a store."""
-    from ..audio import read_audio
-    from ..provenance import attribution_of, content_sha256
-    from ..report.render import render_table
-    from ..workflows import Studio, quickstart_run
-    read_audio(file)  # a bad file is told before a model is loaded
-    studio = Studio(model or quickstart_run(), store, device=device)
-    report = studio.attribute(file, out)
-    if sidecar:
-        attribution_of(report, content_sha256(file)).save_beside(file)
-    if not json_:
-        print(f'{file} by {report.model.id} against {studio.store.path}, {report.store.songs} songs\n')
-    print(report.model_dump_json(indent=2) if json_ else render_table(report, top=top))
-    if out is not None and not json_:
-        print(f'\nWritten: {out}/report.html, report.json and report.csv')
 
 
 app.command()(demo)

@@ -1,4 +1,4 @@
-"""`lumina generate`. Nothing heavy is imported before a command needs it."""
+"""`lumina generate` and `lumina attribute`. Nothing heavy is imported before a command needs it."""
 
 import typing as tp
 from pathlib import Path
@@ -10,6 +10,7 @@ from .options import Device, Model, Quiet, Store
 
 if tp.TYPE_CHECKING:
     from ..provenance import Signing
+    from ..report.summary import Summary
     from ..workflows import Clip
 
 
@@ -79,3 +80,83 @@ def _told(clip: 'Clip', reused: bool, alone: bool, quiet: bool) -> str:
         return body
     overhead = words.overhead(clip.report).replace(words.NBSP, ' ')
     return '\n'.join(filter(None, (begin, body, overhead, f'Report: {clip.folder}/report.html' if alone else '')))
+
+
+def attribute(
+    file: tp.Annotated[Path, typer.Argument(
+        metavar='FILE|FOLDER', help="Recording of any format that soundfile or ffmpeg's libraries read, or a folder of "
+                                    "them.")],
+    out: tp.Annotated[tp.Optional[Path], typer.Option(
+        '--out', '-o', help="Write report.json, report.html and report.csv into this folder; of a folder, those of "
+                            "each recording, and summary.html, .json and .csv.")] = None,
+    sidecar: tp.Annotated[bool, typer.Option(
+        '--sidecar', help="Write who is credited beside the recording, as FILE.lumina.json; `lumina show` reads "
+                          "it.")] = False,
+    top: tp.Annotated[int, typer.Option(min=1, help="Songs to print per channel.")] = 5,
+    json_: tp.Annotated[bool, typer.Option('--json', help="Print the whole report, or summary, as JSON.")] = False,
+    jobs: tp.Annotated[int, typer.Option(
+        '--jobs', '-j', min=1, help="Of a folder: processes, each with a model of its own.")] = 1,
+    by: tp.Annotated[str, typer.Option(
+        help="Of a folder: what counts the same in the summary, recordings or seconds.")] = 'recordings',
+    model: Model = None, store: Store = None, device: Device = None, quiet: Quiet = False,
+) -> None:
+    """Attribute a recording to the songs of a store; or all recordings of a folder, with a summary of who is owed what.
+
+    Of a folder, what is finished is kept: a run that was stopped goes on by the same command, and files that cannot be
+    attributed are named with the reason. A generation with its report beside it keeps that report.
+    """
+    from ..workflows import quickstart_run
+    if file.is_dir():
+        if out is None or sidecar:
+            raise LuminaError("A folder's reports need --out FOLDER to be written to, and have no sidecars.")
+        if by not in ('recordings', 'seconds'):
+            raise LuminaError(f"--by is recordings or seconds, not {by}.")
+        from ..batch import attribute_folder
+        batch = attribute_folder(file, out, model or quickstart_run(), store, device, jobs, tp.cast(tp.Any, by),
+                                 progress=not quiet)
+        print(batch.summary.model_dump_json(indent=2) if json_ else _summed(batch.summary, top))
+        if not json_ and not quiet:
+            print(f'\n{len(batch.summary.recordings)} recordings, {batch.reused} of them attributed before; '
+                  f'{len(batch.summary.left_out)} left out\nWritten: {batch.page}')
+        return
+    _attribute_file(file, out, sidecar, top, json_, model, store, device)
+
+
+def _attribute_file(file: Path, out: tp.Optional[Path], sidecar: bool, top: int, json_: bool,
+                    model: tp.Optional[str], store: tp.Optional[Path], device: tp.Optional[str]) -> None:
+    from ..audio import read_audio
+    from ..provenance import attribution_of, content_sha256
+    from ..report.render import render_table
+    from ..workflows import Studio, quickstart_run
+    read_audio(file)  # a bad file is told before a model is loaded
+    studio = Studio(model or quickstart_run(), store, device=device)
+    report = studio.attribute(file, out)
+    if sidecar:
+        attribution_of(report, content_sha256(file)).save_beside(file)
+    if not json_:
+        print(f'{file} by {report.model.id} against {studio.store.path}, {report.store.songs} songs\n')
+    print(report.model_dump_json(indent=2) if json_ else render_table(report, top=top))
+    if out is not None and not json_:
+        print(f'\nWritten: {out}/report.html, report.json and report.csv')
+
+
+def _summed(summary: 'Summary', top: int) -> str:
+    """Who is owed most in each channel, and what is left."""
+    from ..report import words
+    lines = []
+    for one in summary.left_out:
+        lines.append(f'left out: {words.clean(one.file, 200)}: {words.clean(one.reason, 300)}')
+    for warned in summary.warnings:
+        lines.append(f'Warning: {words.clean(warned.text, 1000)} ({words.recording_count(warned.recordings)})')
+    for key, channel in summary.channels.items():
+        lines += ['', f'{key}  {words.channel_words(key).name}']
+        rows = [(song.share, song.share_low, song.share_high, f'{words.clean(song.title)}' + (
+            f' by {words.clean(song.artist)}' if song.artist else '') + f' ({words.recording_count(song.recordings)})')
+            for song in channel.owed[:top]]
+        rest = channel.owed[top:]
+        if rest:
+            rows.append((sum(song.share for song in rest), None, None, words.song_count(len(rest), True)))
+        rows.append((channel.unattributed, channel.unattributed_low, channel.unattributed_high, 'unattributed'))
+        lines += [f'  {words.percent(share):>8}  {words.span(low, high):<17}  {text}'
+                  for share, low, high, text in rows]
+    return '\n'.join(lines).replace(words.NBSP, ' ')

@@ -56,7 +56,7 @@ def render_html(report: AttributionReport, out_path: PathLike, audio_path: tp.Op
 
 
 def _page(report: AttributionReport, limit: int, audio: str) -> str:
-    template = _environment().get_template('report.html.j2')
+    template = environment().get_template('report.html.j2')
     return template.render(
         report=report, query=report.query, headline=words.headline(report), facts=_facts(report),
         shown_warnings=report.warnings[:SHOWN_WARNINGS], more_warnings=report.warnings[SHOWN_WARNINGS:limit],
@@ -68,11 +68,13 @@ def _page(report: AttributionReport, limit: int, audio: str) -> str:
         recipe_keys=[pair for key, value in report.recipe.keys.items() for pair in _flat(key, value)])
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of this folder, escaped, with the number formats of `words` as filters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for name in ('clean', 'percent', 'confidence', 'number', 'seconds', 'odds', 'between'):
+    for name in ('clean', 'percent', 'confidence', 'number', 'seconds', 'odds', 'between', 'song_count',
+                 'recording_count', 'file_count'):
         environment.filters[name] = getattr(words, name)
     return environment
 
@@ -209,11 +211,12 @@ def to_csv(report: AttributionReport, path: PathLike) -> Path:
     for key, channel in report.channels.items():
         for row in channel.rows:
             values = row.model_dump() | {'query_id': report.query.id, 'channel': key}
-            writer.writerow([_csv_cell(values[column]) for column in CSV_COLUMNS])
+            writer.writerow([csv_cell(values[column]) for column in CSV_COLUMNS])
     return write_atomic(path, buffer.getvalue())
 
 
-def _csv_cell(value: tp.Any) -> tp.Any:
+def csv_cell(value: tp.Any) -> tp.Any:
+    """A value as every spreadsheet reads it: no formula, no Python."""
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     if isinstance(value, str) and value[:1] in ('=', '+', '-', '@', '\t', '\r'):

@@ -83,6 +83,14 @@ def between(row: SongRow) -> str:
     return low if low == high else f'{low.removesuffix(f"{NBSP}%")} to {high}'
 
 
+def span(low: tp.Optional[float], high: tp.Optional[float]) -> str:
+    """'1.2 to 3.4 %', or nothing where there is no interval."""
+    if low is None or high is None:
+        return ''
+    first, last = percent(low), percent(high)
+    return first if first == last else f'{first.removesuffix(f"{NBSP}%")} to {last}'
+
+
 def gates(channel: ChannelReport, row: SongRow) -> tp.Tuple[str, str]:
     """Verdict of the gate that decides, and of the other one ('' where nothing was calibrated)."""
     printed, calibrated = ('passes' if passes else 'below'
@@ -111,6 +119,24 @@ def seconds(value: float) -> str:
 
 def count(items: int, one: str, many: str = '') -> str:
     return f'{items:,}{NBSP}{one if items == 1 else many or one + "s"}'
+
+
+def song_count(songs: int, other: bool = False) -> str:
+    """'3 songs', or '3 other songs'."""
+    return count(songs, 'other song' if other else 'song')
+
+
+def recording_count(recordings: int) -> str:
+    return count(recordings, 'recording')
+
+
+def file_count(files: int) -> str:
+    return count(files, 'file')
+
+
+def length(value: float) -> str:
+    """Of many recordings: '12.5 s', '2:05 min', or '3.4 h' from ninety minutes on."""
+    return seconds(value) if value < 5400 else f'{value / 3600:,.1f}{NBSP}h'
 
 
 def song(row: SongRow) -> str:
@@ -286,6 +312,17 @@ def overhead(report: AttributionReport) -> str:
         return ''
     return (f'Attribution took {sum(took.values()):.2f}{NBSP}s, {percent(sum(took.values()) / generated, 0)} of the '
             f'{generated:.2f}{NBSP}s that the generation itself took.')
+
+
+def method(channel: ChannelReport) -> str:
+    """How a channel was judged: score, gate and, where it was measured, chance."""
+    found = channel.calibration
+    printed = f'a cosine {number(channel.gate.z_threshold, 2)} noise floors above what is unremarkable'
+    if found is None:
+        return f'{channel.score_name} score; gate: {printed}.'
+    calibrated = (f'p-values from {found.outside_songs:,} {clean(found.origin, 200)}, with a false discovery rate of '
+                  f'{percent(found.rate, 0)}')
+    return f'{channel.score_name} score; gate: {calibrated if found.decides else printed}.'
 
 
 def expected_by_chance(channel: ChannelReport) -> float:
