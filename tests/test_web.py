@@ -233,7 +233,7 @@ def _ended(job, seconds=5.):
 def fetch(served, path, data=None, **headers):
     request = urllib.request.Request(served.address.rstrip('/') + path, data, headers)
     try:
-        with urllib.request.urlopen(request) as response:
+        with urllib.request.urlopen(request, timeout=20) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
