@@ -82,7 +82,8 @@ def test_an_interruption_says_that_nothing_is_lost(capsys, monkeypatch, tmp_path
     def interrupt(path):
         raise KeyboardInterrupt
     monkeypatch.setattr('lumina_plugin.audio.read_audio', interrupt)
-    code, _, err = run(capsys, 'attribute', tmp_path)
+    (tmp_path / 'song.wav').touch()
+    code, _, err = run(capsys, 'attribute', tmp_path / 'song.wav')
     assert code == 130 and 'what was finished is kept' in err
 
 
@@ -100,7 +101,8 @@ def test_without_a_run_the_mend_is_named(capsys, tmp_path, monkeypatch):
 
 def test_an_internal_error_is_exit_code_1(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr('lumina_plugin.audio.read_audio', lambda path: 1 / 0)
-    code, _, err = run(capsys, 'attribute', tmp_path)
+    (tmp_path / 'song.wav').touch()
+    code, _, err = run(capsys, 'attribute', tmp_path / 'song.wav')
     assert code == 1 and 'ZeroDivisionError' in err and 'Traceback' not in err
 
 
