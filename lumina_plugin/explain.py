@@ -147,12 +147,12 @@ def _likeness(report: AttributionReport, channel: ChannelReport, row: SongRow) -
     """Cosine and score: what the fingerprints themselves say."""
     names = [point.name for point in report.checkpoints]
     over = f'at {names[0]}' if len(names) == 1 else f'mean of {len(names)} checkpoints ({_listed(names)})'
-    cosine = Step('Cosine', 's', f's = g·k, {over}', words.number(row.cosine), row.cosine,
+    cosine = Step('Cosine', 's', f's = cos(g, k), {over}', words.number(row.cosine), row.cosine,
                   f"g is the music’s fingerprint and k the song’s: 1 is the same direction, 0 is unrelated; of "
                   f"{channel.songs:,} songs, {_closer(channel, row)}.")
     if channel.score_name == 'kernel':
         ridge = report.recipe.keys.get('scoring.ridge')
-        formula = f'r = [K (KᵀK + λI)⁻¹ g], λ = {ridge if ridge is not None else "as the recipe says"}, {over}'
+        formula = f'r = [K (KᵀK + λI)⁻¹ g]ᵢ, λ = {ridge if ridge is not None else "as the recipe says"}, {over}'
         meaning = "Kernel regression: how much of the music this song explains beside all others, K being all songs’ " \
                   "fingerprints"
     elif channel.score_name == 'cosine':
@@ -210,12 +210,11 @@ def _chance(channel: ChannelReport, row: SongRow) -> tp.List[Step]:
              f'Of {pool:,} comparisons of {found.outside_songs} songs that owe nobody with the catalogue, {at_least:,} '
              'came as close or closer.', (1 + at_least) / (1 + pool))
     place, smallest = _adjusted_by(channel, row)
-    formula = f'q = p·N/i = {_show(smallest)}·{channel.songs:,}/{place:,}'
+    formula = f'q = p·N/i = {_show(smallest)}·{channel.songs:,}/{place:,} {"≤" if passes else ">"} {found.rate:g}'
     if smallest != row.p_value:
-        formula += f', where {_show(smallest)} is the p in place {place:,}'
+        formula += f' ({_show(smallest)} is the p in place {place:,})'
     again = float(q_values([other.p_value or 0. for other in channel.rows])[row.rank - 1])
-    return [p, Step('Calibrated gate', 'q', f'{formula} {"≤" if passes else ">"} {found.rate:g}',
-                    words.number(row.q_value), row.q_value,
+    return [p, Step('Calibrated gate', 'q', formula, words.number(row.q_value), row.q_value,
                     f'p, adjusted for asking about {channel.songs:,} songs at once; the song '
                     f'{"passes" if passes else "does not pass"} ({role}).', again)]
 
