@@ -1,6 +1,7 @@
 """Per-example gradients of a language model's objective: batches of like length, as large as memory takes."""
 
 import contextlib
+import copy
 import dataclasses
 import gc
 import logging
@@ -21,6 +22,8 @@ from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+T = tp.TypeVar('T')
+
 Gradients = tp.Dict[str, torch.Tensor]  # by block name, [n, o', i']
 
 
@@ -33,16 +36,21 @@ class Example:
         start (int): First frame that counts (later than 0 where a prompt is left out).
         stop (int): First frame that does not count any more (padding follows).
         attributes: audiocraft `ConditioningAttributes` of this chunk.
+        counted (torch.Tensor, optional): True for frames between `start` and `stop` that count, [T]; all of them unless
+            given. Frames that do not count are read all the same.
     """
     codes: torch.Tensor
     start: int
     stop: int
     attributes: tp.Any
+    counted: tp.Optional[torch.Tensor] = None
 
     @property
     def weight(self) -> float:
         """Valid frames; chunks of a song are averaged with these weights."""
-        return float(self.stop - self.start)
+        if self.counted is None:
+            return float(self.stop - self.start)
+        return float(self.counted[self.start:self.stop].sum())
 
 
 class _ScoredModel(nn.Module):
@@ -55,13 +63,15 @@ class _ScoredModel(nn.Module):
 
     def forward(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor, attributes: tp.List[tp.Any],
                 autocast: tp.Optional[tp.Callable[[], tp.ContextManager]]) -> torch.Tensor:
-        """Objective per example, [B], of codes [B, K, T] where valid [B, T], with its backward pass already done.
+        """Objective per example, [B], of codes [B, K, T] where valid [B, T], with its backward pass already done where
+        gradients are on.
 
         The backward pass belongs in here: torch checkpointing recomputes layers in it, which must see the lent weights.
         """
         with autocast() if autocast is not None else contextlib.nullcontext():
             values = self._objective(codes, inputs, valid, attributes)
-        values.sum().backward()
+        if torch.is_grad_enabled():
+            values.sum().backward()
         return values.detach()
 
     def _objective(self, codes: torch.Tensor, inputs: torch.Tensor, valid: torch.Tensor,
@@ -133,15 +143,7 @@ class GradientModel:
 
         Those of each example alone, if padding for the others' sake changes none; `batches` sees to that.
         """
-        length = max(self._read(example) for example in examples)
-        codes = self._there(torch.stack([nn.functional.pad(e.codes[:, :length], (0, max(0, length - e.codes.shape[-1])))
-                                         for e in examples]))  # [B, K, T]
-        starts, stops = self._there(torch.tensor([[e.start, e.stop] for e in examples])).T[..., None]  # [B, 1] each
-        frames = torch.arange(length, device=self.device)
-        valid = (frames >= starts) & (frames < stops)  # [B, T]
-        # what follows the music is never read, as in training with `tokens.padding_with_special_token`
-        after = (frames >= stops)[:, None].expand_as(codes)  # [B, K, T]
-        inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
+        codes, inputs, valid, attributes = self._inputs(examples)
         checkpointing = getattr(getattr(self.lm, 'transformer', None), 'checkpointing', 'none')
         captures = []
         for objective, model in self._models.items():  # a pass each: that of the output linears ends where they begin
@@ -150,7 +152,7 @@ class GradientModel:
                                             from_embeddings=checkpointing != 'none'))
             with _undisturbed(self.lm), torch.enable_grad(), captures[-1]:
                 torch.func.functional_call(model, self._state, tie_weights=False, args=(
-                    codes, inputs, valid, [e.attributes for e in examples], self.autocast))
+                    codes, inputs, valid, attributes, self.autocast))
         # handed over together: of passes the last of which fails, nothing counts
         return {name: gradient for capture in captures for name, gradient in capture.collect().items()}
 
@@ -165,23 +167,84 @@ class GradientModel:
         Raises:
             LuminaError: when there is no memory for a single example.
         """
+        return self._in_batches(examples, lambda batch: self.gradients(batch, reducers))
+
+    def values(self, examples: tp.Sequence[Example], objective: tp.Optional[str] = None) -> torch.Tensor:
+        """The objective of examples, without any gradient: [n], fp32, on the CPU.
+
+        Args:
+            objective (str, optional): Another one than the recipe's (its first channel's).
+        Raises:
+            LuminaError: when there is no memory for a single example.
+        """
+        model = _ScoredModel(self.lm, get_objective(objective)) if objective else next(iter(self._models.values()))
+
+        def ask(batch: tp.Sequence[Example]) -> torch.Tensor:
+            with _undisturbed(self.lm), torch.no_grad():
+                return torch.func.functional_call(model, self._state, tie_weights=False, args=(
+                    *self._inputs(batch), self.autocast))
+        found = torch.zeros(len(examples))
+        for index, values in self._in_batches(examples, ask):
+            found[index] = values.float().cpu()
+        return found
+
+    def moved(self, offsets: tp.Mapping[str, torch.Tensor]) -> 'GradientModel':
+        """The same model with some of its weights moved; this one, and the model itself, stay as they are.
+
+        Args:
+            offsets (mapping): By block name, what is added to its weight, [o, i].
+        """
+        other = copy.copy(self)
+        other._state = dict(self._state)
+        for name, offset in offsets.items():
+            block = self.blocks[name]
+            key = f'lm.{block.parameter}'
+            if other._state[key] is self._state[key]:  # two blocks can lie in one parameter
+                other._state[key] = self._state[key].clone()
+            block.of(other._state, 'lm.').add_(offset)
+        return other
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A block's weight as it is lent, [o, i]: a view that must not be written to."""
+        return self.blocks[name].of(self._state, 'lm.')
+
+    def _inputs(self, examples: tp.Sequence[Example]
+                ) -> tp.Tuple[torch.Tensor, torch.Tensor, torch.Tensor, tp.List[tp.Any]]:
+        """A batch as the model takes it: codes and what is read of them, [B, K, T] each, valid [B, T], attributes."""
+        length = max(self._read(example) for example in examples)
+        codes = self._there(torch.stack([nn.functional.pad(e.codes[:, :length], (0, max(0, length - e.codes.shape[-1])))
+                                         for e in examples]))  # [B, K, T]
+        starts, stops = self._there(torch.tensor([[e.start, e.stop] for e in examples])).T[..., None]  # [B, 1] each
+        frames = torch.arange(length, device=self.device)
+        valid = (frames >= starts) & (frames < stops)  # [B, T]
+        if any(e.counted is not None for e in examples):
+            counted = [torch.ones(length, dtype=torch.bool) if e.counted is None else e.counted[:length].bool()
+                       for e in examples]
+            valid = valid & self._there(torch.stack([nn.functional.pad(one, (0, length - len(one)))
+                                                     for one in counted]))
+        # what follows the music is never read, as in training with `tokens.padding_with_special_token`
+        after = (frames >= stops)[:, None].expand_as(codes)  # [B, K, T]
+        inputs = codes.masked_fill(after, tp.cast(tp.Any, self.lm).special_token_id)
+        return codes, inputs, valid, [e.attributes for e in examples]
+
+    def _in_batches(self, examples: tp.Sequence[Example], ask: tp.Callable[[tp.Sequence[Example]], T]
+                    ) -> tp.Iterator[tp.Tuple[tp.List[int], T]]:
         lengths = [self._read(example) for example in examples]
         kinds = self._kinds(examples)
         waiting = sorted(range(len(examples)), key=lambda index: (kinds[index], -lengths[index]))
         while waiting:
             count = max(1, self.batch_size * max(lengths) // lengths[waiting[0]])
             batch = [index for index in waiting[:min(count, self._at_most)] if kinds[index] == kinds[waiting[0]]]
-            gradients = self._if_it_fits([examples[index] for index in batch], reducers)
-            if gradients is None:
+            found = self._if_it_fits([examples[index] for index in batch], ask)
+            if found is None:
                 continue
-            yield batch, gradients
+            yield batch, found
             waiting = waiting[len(batch):]
 
-    def _if_it_fits(self, batch: tp.Sequence[Example], reducers: tp.Mapping[str, Reducer]
-                    ) -> tp.Optional[Gradients]:
-        """`gradients`, or None and a smaller `batch_size` where memory ran out."""
+    def _if_it_fits(self, batch: tp.Sequence[Example], ask: tp.Callable[[tp.Sequence[Example]], T]) -> tp.Optional[T]:
+        """What was asked of a batch, or None and a smaller `batch_size` where memory ran out."""
         try:
-            return self.gradients(batch, reducers)
+            return ask(batch)
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not _is_out_of_memory(error):
                 raise

@@ -17,6 +17,7 @@ from .options import Device as _Device
 from .options import Generations as _Generations
 from .options import Source as _Source
 from .store import store_app
+from .unlearn import unlearn_app
 from .validate import validate_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', help="""
@@ -30,6 +31,7 @@ catalogue_app = typer.Typer(no_args_is_help=True,
 app.add_typer(catalogue_app, name='catalogue')
 app.add_typer(store_app, name='store')
 app.add_typer(validate_app, name='validate')
+app.add_typer(unlearn_app, name='unlearn')
 app.command()(making.generate)
 app.command()(making.attribute)
 app.command()(reading.explain)

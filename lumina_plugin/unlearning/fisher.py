@@ -1,0 +1,209 @@
+"""Fisher information of a checkpoint: which weights the songs hold on to, so that a step can leave those alone.
+
+Per weight matrix W [o, i] with per-song gradients G_n [o, i] of the training loss:
+
+- diagonal: F = mean over songs of G_n², as published (arXiv 2506.18312, after Ko et al. 2024);
+- adam: the optimizer's running mean of squared batch gradients, which a training checkpoint holds for nothing;
+- kronecker: eigenvectors of the second moments of the layer's inputs and output gradients, and in their basis the mean
+  of squared gradients (George et al. 2018): what a diagonal cannot see;
+- identity: all weights alike, an ordinary step along the gradient.
+
+What a step divides by is (F + damping · mean F)^power.
+"""
+
+import abc
+import typing as tp
+
+import torch
+
+from ..capture import Moments, TwoSided, full_gradient
+from ..errors import LuminaError
+
+Tensors = tp.Dict[str, torch.Tensor]  # by block name
+Songs = tp.Sequence[tp.Any]  # of a catalogue: each has an `id` and `examples`
+Progress = tp.Callable[[tp.Sequence[Songs]], tp.Iterable[Songs]]
+TOGETHER = 4  # songs whose whole gradients are held at once
+
+
+class Learner(tp.Protocol):
+    """A model whose loss can be differentiated by weight matrices: a `GradientModel`, or that of a diffusion."""
+
+    @property
+    def blocks(self) -> tp.Mapping[str, tp.Any]:
+        """The weights that may move, by name."""
+
+    def batches(self, examples: tp.Sequence[tp.Any], reducers: tp.Mapping[str, tp.Any]
+                ) -> tp.Iterator[tp.Tuple[tp.List[int], Tensors]]:
+        """Reduced per-example gradients."""
+
+    def values(self, examples: tp.Sequence[tp.Any]) -> torch.Tensor:
+        """The objective of examples, [n]."""
+
+    def moved(self, offsets: tp.Mapping[str, torch.Tensor]) -> 'Learner':
+        """The same with weights moved."""
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A weight as it is, [o, i]."""
+
+
+class Fisher(abc.ABC):
+    """Information about some weights.
+
+    Args:
+        values (dict): By block name, never negative: how much the songs hold on to each weight.
+    """
+    kind: tp.ClassVar[str]
+
+    def __init__(self, values: Tensors):
+        self.values = values
+        count = sum(value.numel() for value in values.values())
+        self.mean = float(sum(value.double().sum() for value in values.values()) / max(1, count))
+
+    def step(self, gradients: tp.Mapping[str, torch.Tensor], damping: float, power: float) -> Tensors:
+        """(F + damping · mean F)^-power applied to gradients, by block name, [o, i] each.
+
+        Raises:
+            LuminaError: when it does not know a block.
+        """
+        missing = [name for name in gradients if name not in self.values]
+        if missing:
+            raise LuminaError(f"The Fisher information does not cover {missing[0]}; make it again for these layers "
+                              "with `lumina unlearn fisher`.")
+        return {name: self._step(name, gradient.float(), damping * self.mean, power)
+                for name, gradient in gradients.items()}
+
+    def tensors(self) -> Tensors:
+        """For a file."""
+        return {f'values.{name}': value for name, value in self.values.items()}
+
+    @abc.abstractmethod
+    def _step(self, name: str, gradient: torch.Tensor, damping: float, power: float) -> torch.Tensor:
+        """For one block."""
+
+
+class Diagonal(Fisher):
+    """One number per weight."""
+    kind = 'diagonal'
+
+    def _step(self, name: str, gradient: torch.Tensor, damping: float, power: float) -> torch.Tensor:
+        return gradient / (self.values[name].to(gradient) + damping) ** power
+
+
+class Adam(Diagonal):
+    """The second moment of an optimizer."""
+    kind = 'adam'
+
+
+class Identity(Diagonal):
+    """Nothing is held on to."""
+    kind = 'identity'
+
+    def __init__(self, blocks: tp.Mapping[str, tp.Any]):
+        super().__init__({name: torch.ones(1, 1) for name in blocks})
+
+    def _step(self, name: str, gradient: torch.Tensor, damping: float, power: float) -> torch.Tensor:
+        return gradient
+
+
+class Kronecker(Fisher):
+    """One number per pair of eigenvectors of a layer's inputs [i, i] and output gradients [o, o]."""
+    kind = 'kronecker'
+
+    def __init__(self, values: Tensors, inputs: Tensors, outputs: Tensors):
+        super().__init__(values)
+        self.inputs, self.outputs = inputs, outputs
+
+    def _step(self, name: str, gradient: torch.Tensor, damping: float, power: float) -> torch.Tensor:
+        inputs, outputs = self.inputs[name].to(gradient), self.outputs[name].to(gradient)
+        turned = (outputs.T @ gradient @ inputs) / (self.values[name].to(gradient) + damping) ** power
+        return outputs @ turned @ inputs.T
+
+    def tensors(self) -> Tensors:
+        return {**super().tensors(), **{f'inputs.{name}': value for name, value in self.inputs.items()},
+                **{f'outputs.{name}': value for name, value in self.outputs.items()}}
+
+
+def fisher_from(kind: str, tensors: tp.Mapping[str, torch.Tensor]) -> Fisher:
+    """What `Fisher.tensors` wrote."""
+    def part(name: str) -> Tensors:
+        return {key.removeprefix(f'{name}.'): value for key, value in tensors.items() if key.startswith(f'{name}.')}
+    if kind == Kronecker.kind:
+        return Kronecker(part('values'), part('inputs'), part('outputs'))
+    return (Adam if kind == Adam.kind else Diagonal)(part('values'))
+
+
+# -- computing ---------------------------------------------------------------------------------------------------------
+
+def diagonal_fisher(learner: Learner, songs: Songs, progress: Progress = iter) -> Diagonal:
+    """Mean over songs of their squared gradients, a few songs at a time.
+
+    Args:
+        learner (Learner): Objective and weights. songs (sequence): Each the mean over its examples, by their weights.
+    """
+    return Diagonal(_mean_squares(learner, songs, {name: full_gradient for name in learner.blocks}, progress))
+
+
+def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter) -> Kronecker:
+    """Two passes: eigenvectors first, then what the songs' gradients are in their basis."""
+    moments = {name: Moments() for name in learner.blocks}
+    for group in progress(_grouped(songs)):
+        for _ in learner.batches([example for song in group for example in song.examples], moments):
+            pass
+    inputs, outputs = {}, {}
+    for name, found in moments.items():
+        if found.a is None or found.delta is None:
+            raise LuminaError(f"No gradient reaches {name}, so that nothing can be known about it; leave it out of the "
+                              "layers.")
+        inputs[name], outputs[name] = _eigenvectors(found.a), _eigenvectors(found.delta)
+    turned = {name: TwoSided(inputs[name], outputs[name]) for name in moments}
+    return Kronecker(_mean_squares(learner, songs, turned, progress), inputs, outputs)
+
+
+def _eigenvectors(second: torch.Tensor) -> torch.Tensor:
+    vectors: torch.Tensor = torch.linalg.eigh(second.double()).eigenvectors
+    return vectors.to(second)
+
+
+def _grouped(songs: Songs) -> tp.List[Songs]:
+    return [songs[first:first + TOGETHER] for first in range(0, len(songs), TOGETHER)]
+
+
+def _mean_squares(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any], progress: Progress) -> Tensors:
+    total: Tensors = {}
+    for group in progress(_grouped(songs)):
+        for name, gradients in song_gradients(learner, group, reducers).items():  # [n, o, i]
+            squares = gradients.float().square_().sum(0)
+            total[name] = squares if name not in total else total[name].add_(squares)
+    return {name: value / len(songs) for name, value in total.items()}
+
+
+def song_gradients(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any]) -> Tensors:
+    """Gradients of songs, each the mean over its examples weighted by what counts in them: by block, [n, o', i']."""
+    flat = [(row, example) for row, song in enumerate(songs) for example in song.examples]
+    totals = [sum(example.weight for example in song.examples) for song in songs]
+    sums: Tensors = {}
+    for batch, gradients in learner.batches([example for _, example in flat], reducers):
+        for name, gradient in gradients.items():
+            if name not in sums:
+                sums[name] = gradient.new_zeros(len(songs), *gradient.shape[1:])
+            for place, index in enumerate(batch):
+                row, example = flat[index]
+                sums[name][row].add_(gradient[place], alpha=example.weight / totals[row])
+    return sums
+
+
+def adam_fisher(learner: Learner, moments: tp.Mapping[str, torch.Tensor]) -> Adam:
+    """An optimizer's second moments as a Fisher.
+
+    Args:
+        moments (mapping): By parameter name: `store.second_moments` of a checkpoint.
+    Raises:
+        LuminaError: when they lack a weight.
+    """
+    values = {}
+    for name, block in learner.blocks.items():
+        if block.parameter not in moments:
+            raise LuminaError(f"The optimizer's state knows no {block.parameter}; use the diagonal Fisher, which needs "
+                              "no optimizer.")
+        values[name] = block.of(moments).float()
+    return Adam(values)

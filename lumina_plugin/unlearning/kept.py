@@ -1,0 +1,85 @@
+"""Fisher information on disk, beside the checkpoint that it is of; that of another checkpoint is refused."""
+
+import hashlib
+import json
+import typing as tp
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..atomic import write_atomic
+from ..errors import LuminaError
+from ..hashing import codes_hash, state_hash
+from .fisher import Fisher, fisher_from
+
+FORMAT = 'lumina-fisher-1'
+FOLDER = 'fisher'
+
+
+def facts_of(kind: str, layers: str, objective: str, state: tp.Mapping[str, torch.Tensor], songs: tp.Sequence[tp.Any],
+             extra: tp.Optional[tp.Dict[str, tp.Any]] = None) -> tp.Dict[str, tp.Any]:
+    """All that Fisher information depends on.
+
+    Args:
+        state (mapping): Weights of the checkpoint. songs (sequence): Each with an `id` and `examples`.
+        extra (dict, optional): More, ready for JSON, such as timesteps and noise of a diffusion.
+    """
+    return {'kind': kind, 'layers': layers, 'objective': objective, 'checkpoint': state_hash(state),
+            'songs': songs_hash(songs), 'extra': extra or {}}
+
+
+def songs_hash(songs: tp.Sequence[tp.Any]) -> str:
+    """SHA-256 over ids, codes (or latents) and what counts in them."""
+    digest = hashlib.sha256()
+    for song in songs:
+        digest.update(song.id.encode() + b'\0')
+        for example in song.examples:
+            digest.update(_example_hash(example).encode())
+    return digest.hexdigest()
+
+
+def _example_hash(example: tp.Any) -> str:
+    if hasattr(example, 'codes'):
+        counted = None if example.counted is None else example.counted.tolist()
+        return f'{codes_hash(example.codes)} {example.start} {example.stop} {counted}'
+    return state_hash({'latents': example.latents}) + f' {example.valid_frames}'
+
+
+def path_of(folder: Path, facts: tp.Mapping[str, tp.Any]) -> Path:
+    """Where Fisher information with these facts lies below a run's folder."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return folder / FOLDER / f"{facts['kind']}-{digest}.safetensors"
+
+
+def save_fisher(path: Path, fisher: Fisher, facts: tp.Mapping[str, tp.Any]) -> Path:
+    """Write it whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in fisher.tensors().items()}
+    return write_atomic(path, safetensors.torch.save(tensors, {'format': FORMAT, 'facts': json.dumps(dict(facts))}))
+
+
+def load_fisher(path: Path, facts: tp.Mapping[str, tp.Any]) -> Fisher:
+    """Read it.
+
+    Raises:
+        LuminaError: when it is none, or of another checkpoint, other songs, layers or another objective.
+    """
+    try:
+        with safetensors.safe_open(str(path), 'pt') as file:
+            header = file.metadata() or {}
+            if header.get('format') != FORMAT:
+                raise LuminaError(f"{path} holds no Fisher information of this version; make it with `lumina unlearn "
+                                  "fisher`.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        known = json.loads(header['facts'])
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise LuminaError(f"{path} cannot be read as Fisher information ({str(error).splitlines()[0]}); make it again "
+                          "with `lumina unlearn fisher`.") from error
+    words = {'checkpoint': 'another checkpoint', 'songs': 'other songs', 'layers': 'other layers',
+             'objective': 'another objective', 'kind': 'another kind', 'extra': 'other settings'}
+    for key, what in words.items():
+        if known.get(key) != facts[key]:
+            raise LuminaError(f"The Fisher information in {path} is of {what}; make that of this model with `lumina "
+                              "unlearn fisher`.")
+    return fisher_from(known['kind'], tensors)

@@ -1,0 +1,74 @@
+"""What does not count in a loss: padding behind a recording's end, and silence.
+
+A mask is given per frame of codes and holds for all codebooks of that frame. MusicGen predicts codebook k of a frame k
+steps later (the delay pattern); masks are applied to codes before they are brought into that order, so that every
+frame's codes follow it.
+"""
+
+import dataclasses
+import typing as tp
+
+import torch
+
+from ..errors import LuminaError
+from ..gradients import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A song or query: chunks that are averaged by what counts in them.
+
+    Args:
+        id (str): Unique. examples (sequence of Example): At least one.
+    """
+    id: str
+    examples: tp.Sequence[tp.Any]
+
+
+def frame_levels(wav: torch.Tensor, frames: int) -> torch.Tensor:
+    """Level of each frame in dBFS, of audio [C, S] that lasts so many frames: [frames], -inf for zeros."""
+    mono = wav.float().square().mean(0)  # [S]
+    edges = torch.linspace(0, mono.numel(), frames + 1).round().long()
+    sums = torch.nn.functional.pad(mono.double().cumsum(0), (1, 0))[edges]
+    power = (sums[1:] - sums[:-1]) / (edges[1:] - edges[:-1]).clamp(min=1)
+    return 10 * power.clamp(min=0).log10()
+
+
+class Masker:
+    """Take padding and silence out of examples of MusicGen.
+
+    Levels are those of what the codec makes of the codes: the same way for recordings and for generations, of which
+    there is nothing else.
+
+    Args:
+        codec: audiocraft `CompressionModel`. silence_db (float): A frame below this level is silent.
+    """
+
+    def __init__(self, codec: tp.Any, silence_db: float = -60.):
+        self.codec, self.silence_db = codec, silence_db
+
+    def masked(self, piece: tp.Any) -> Piece:
+        """Only music counts.
+
+        Raises:
+            LuminaError: when nothing is left.
+        """
+        kept = [self._sounding(example) for example in piece.examples]
+        left = [example for example in kept if example.weight > 0]
+        if not left:
+            raise LuminaError(f"Nothing of {piece.id} is left once padding and silence below {self.silence_db:g} dBFS "
+                              "are masked; leave it out, lower silence_db, or use the mask 'none'.")
+        return Piece(piece.id, left)
+
+    @staticmethod
+    def whole(piece: tp.Any) -> Piece:
+        """Everything counts, padding too. A prompt's frames stay left out."""
+        return Piece(piece.id, [dataclasses.replace(example, stop=example.codes.shape[-1], counted=None)
+                                for example in piece.examples])
+
+    @torch.no_grad()
+    def _sounding(self, example: Example) -> Example:
+        device = next(iter(self.codec.parameters())).device
+        wav = self.codec.decode(example.codes[None].to(device))[0].cpu()  # [C, S]
+        counted = frame_levels(wav, example.codes.shape[-1]) >= self.silence_db
+        return dataclasses.replace(example, counted=counted)
