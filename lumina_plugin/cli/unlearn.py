@@ -17,12 +17,16 @@ the diagonal Fisher information) and `default` (what the ground truth found best
 
 OUT = Path('outputs/unlearning')
 Model = tp.Annotated[str, typer.Argument(help="Folder or signature of a dora run.")]
+_Model = tp.Annotated[tp.Optional[str], typer.Option(
+    '--model', '-m', help="Folder or signature of a dora run; the quickstart's unless said.")]
 Out = tp.Annotated[Path, typer.Option('--out', '-o', help="Folder for everything that is made.")]
 RecipeName = tp.Annotated[str, typer.Option('--recipe', help="published or default.")]
 Settings = tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
     '--set', help="A key of the recipe, e.g. fisher=diagonal, layers=M, mask=both, steps=4, relative=0.003 or lr=1e-6; "
                   "may be repeated.")]
 Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
+Checkpoint = tp.Annotated[tp.Optional[str], typer.Option(
+    help="One whose weights fingerprinting kept, e.g. epoch-0004; the last unless said.")]
 Suite = tp.Annotated[Path, typer.Option(help="Folder of `lumina validate`, whose ground truth judges.")]
 Truth = tp.Annotated[tp.Optional[Path], typer.Option(help="A ground truth of another folder.")]
 
@@ -83,3 +87,107 @@ def grid(
 def _axis(text: str) -> tp.Tuple[str, tp.List[tp.Any]]:
     key, _, values = text.partition('=')
     return key.strip(), [_setting(f'{key}={value}')[1] for value in values.split(',')]
+
+
+@unlearn_app.command('fisher')
+def fisher(
+    model: Model, recipe: RecipeName = 'default', settings: Settings = None,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
+) -> None:
+    """Go over the songs once: which weights they hold on to, and how well the model knows each of them.
+
+    Both are kept beside the checkpoint, in `fisher/` of the run's folder; every other command uses them.
+    """
+    import time
+
+    from ..prepared import progress_bar
+    from ..unlearning.kept import path_of
+    from ..unlearning.opened import open_subject
+    chosen, subject = recipe_of(recipe, settings), open_subject(model, device, checkpoint)
+    begun = time.perf_counter()
+    found = subject.unlearner(chosen, progress_bar)
+    seconds = time.perf_counter() - begun
+    numbers = sum(tensor.numel() for tensor in found.fisher.tensors().values())
+    print(f'{chosen.fisher} Fisher information of {len(subject.songs)} songs for {chosen.layers}: {numbers:,} numbers, '
+          f'mean {found.fisher.mean:.3g}, in {seconds:.1f} s')
+    if chosen.fisher != 'identity':
+        print(f'Kept: {path_of(subject.folder, subject.facts(chosen, found.songs))}')
+
+
+@unlearn_app.command('attribute')
+def attribute(
+    files: tp.Annotated[tp.List[Path], typer.Argument(metavar='FILE...', help="Recordings or generated clips.")],
+    out: Out = OUT, model: _Model = None, recipe: RecipeName = 'default', settings: Settings = None,
+    fast: tp.Annotated[bool, typer.Option(
+        '--fast', help="Ask only about the songs whose fingerprints come closest.")] = False,
+    part: tp.Annotated[float, typer.Option(min=0., max=1., help="How many of the songs, with --fast.")] = 0.05,
+    store: tp.Annotated[tp.Optional[Path], typer.Option(
+        '--store', '-s', help="Fingerprints for --fast; those beside the run's checkpoints unless said.")] = None,
+    fisher: tp.Annotated[tp.Optional[Path], typer.Option(
+        help="A file of Fisher information; the run's own unless said.")] = None,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
+) -> None:
+    """Forget each recording, and see which training songs the model gets worse at.
+
+    Each gets a folder with a table, a picture, JSON and CSV. Called again it goes on where it was stopped.
+    """
+    from ..unlearning import attribute as module
+    from ..unlearning.opened import open_subject
+    from ..workflows import quickstart_run
+    chosen = recipe_of(recipe, settings)
+    subject = open_subject(model or str(quickstart_run()), device, checkpoint)
+    pieces = module.query_pieces(subject, files)
+    attributor = _attributor(subject, store) if fast else None
+    for answer in module.attribute(subject, chosen, pieces, out, attributor, fisher, part):
+        folder = module.save_answer(out, answer)
+        print(module.markdown(answer))
+        print(f'Written: {folder}/{answer.query}.md, .json, .png, .csv\n')
+
+
+def _attributor(subject: tp.Any, store: tp.Optional[Path]) -> tp.Any:
+    from ..attribution import Attributor
+    from ..errors import LuminaError
+    from ..models import run_stores
+    from ..store import FingerprintStore
+    found = store or next(iter(run_stores(subject.folder)), None)
+    if found is None:
+        raise LuminaError(f"--fast needs fingerprints, and run {subject.folder.name} has none; make them with `lumina "
+                          f"fingerprint {subject.folder.name}`, or leave --fast away.")
+    return Attributor(subject.lm, subject.codec, FingerprintStore.open(found))
+
+
+@unlearn_app.command('self')
+def own(
+    model: Model, out: Out = OUT, recipe: RecipeName = 'default', settings: Settings = None,
+    layers: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+        help="Layer group; may be repeated. All that the model has unless said.")] = None,
+    mask: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
+        help="none, both or mixed; may be repeated. All three unless said.")] = None,
+    targets: tp.Annotated[int, typer.Option(min=1, help="Songs that are forgotten, picked by k-means.")] = 40,
+    generations: tp.Annotated[int, typer.Option(
+        min=0, help="Clips per Fréchet distance; 0 leaves it out.")] = 32,
+    moved: tp.Annotated[int, typer.Option(min=0, help="Targets after which they are generated.")] = 3,
+    embedding: tp.Annotated[str, typer.Option(help="auto, openl3, clap or codec.")] = 'auto',
+    clap: tp.Annotated[tp.Optional[str], typer.Option(help="Folder or hub name of a CLAP.")] = None,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
+) -> None:
+    """Forget training songs one at a time: does the model lose the song itself first, and what else?
+
+    Per layer group and mask. Writes self.md, self.json and self.png. Called again it goes on where it was stopped.
+    """
+    from ..unlearning import own as module
+    from ..unlearning.embeddings import embedder
+    from ..unlearning.opened import LAYERS, has_layers, open_subject
+    from ..unlearning.recipe import unlearning_recipe
+    subject = open_subject(model, device, checkpoint)
+    groups = layers or [one for one in LAYERS if has_layers(subject.lm, one)]
+    fixed = dict(map(_setting, settings or []))
+    recipes = [unlearning_recipe(recipe, **{**fixed, 'layers': group, 'mask': one})
+               for group in groups for one in (mask or ['mixed', 'both', 'none'])]
+    found = module.measure(subject, recipes, embedder(subject.codec, embedding, clap), out, targets, generations, moved)
+    folder = module.save_own(out, found)
+    print(module.markdown(found))
+    print(f'Written: {folder}/self.md, self.json, self.png')

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import logging
 import typing as tp
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
+import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -13,6 +17,8 @@ from ..atomic import write_atomic
 from ..errors import LuminaError
 from ..hashing import codes_hash, state_hash
 from .fisher import Fisher, fisher_from
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 'lumina-fisher-1'
 FOLDER = 'fisher'
@@ -83,3 +89,22 @@ def load_fisher(path: Path, facts: tp.Mapping[str, tp.Any]) -> Fisher:
             raise LuminaError(f"The Fisher information in {path} is of {what}; make that of this model with `lumina "
                               "unlearn fisher`.")
     return fisher_from(known['kind'], tensors)
+
+
+def save_losses(path: Path, losses: npt.NDArray[np.float64], facts: tp.Mapping[str, tp.Any]) -> Path:
+    """Losses of the songs before anything is unlearnt, [N]."""
+    header = {'format': FORMAT, 'facts': json.dumps(dict(facts))}
+    return write_atomic(path, safetensors.numpy.save({'losses': np.ascontiguousarray(losses)}, header))
+
+
+def load_losses(path: Path, facts: tp.Mapping[str, tp.Any]) -> tp.Optional[npt.NDArray[np.float64]]:
+    """What `save_losses` wrote; None where there is nothing, or nothing that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(str(path), 'np') as file:
+            if json.loads((file.metadata() or {})['facts']) == dict(facts):
+                return tp.cast('npt.NDArray[np.float64]', file.get_tensor('losses'))
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        logger.warning("%s is damaged (%s) and is made again.", path, str(error).splitlines()[0])
+    return None

@@ -34,6 +34,41 @@ def frame_levels(wav: torch.Tensor, frames: int) -> torch.Tensor:
     return 10 * power.clamp(min=0).log10()
 
 
+class MaskedSong:
+    """A song whose examples are read, and masked, whenever they are asked for; where it counts is remembered.
+
+    Args:
+        song: An `id` and `examples`. masker (Masker): What masks them.
+    """
+
+    def __init__(self, song: tp.Any, masker: 'Masker'):
+        self.id, self._song, self._masker = song.id, song, masker
+        self._counted: tp.Optional[tp.List[torch.Tensor]] = None  # per example, [T] bool
+
+    @property
+    def examples(self) -> tp.List[tp.Any]:
+        """Those of which something is left.
+
+        Raises:
+            LuminaError: when nothing is left of any.
+        """
+        examples = list(self._song.examples)
+        if self._counted is None:
+            self._counted = [self._masker.sounding(example) for example in examples]
+        return self._masker.left_of(self.id, examples, self._counted)
+
+
+class WholeSong:
+    """A song whose examples count whole, padding and silence too; read whenever they are asked for."""
+
+    def __init__(self, song: tp.Any):
+        self.id, self._song = song.id, song
+
+    @property
+    def examples(self) -> tp.List[tp.Any]:
+        return list(Masker.whole(self._song).examples)
+
+
 class Masker:
     """Take padding and silence out of examples of MusicGen.
 
@@ -53,12 +88,18 @@ class Masker:
         Raises:
             LuminaError: when nothing is left.
         """
-        kept = [self._sounding(example) for example in piece.examples]
+        examples = list(piece.examples)
+        return Piece(piece.id, self.left_of(piece.id, examples, [self.sounding(example) for example in examples]))
+
+    def left_of(self, name: str, examples: tp.Sequence[Example], counted: tp.Sequence[torch.Tensor]
+                ) -> tp.List[Example]:
+        """Examples with what counts of them [T]; those of which nothing does are left out."""
+        kept = [dataclasses.replace(example, counted=one) for example, one in zip(examples, counted, strict=True)]
         left = [example for example in kept if example.weight > 0]
         if not left:
-            raise LuminaError(f"Nothing of {piece.id} is left once padding and silence below {self.silence_db:g} dBFS "
-                              "are masked; leave it out, lower silence_db, or use the mask 'none'.")
-        return Piece(piece.id, left)
+            raise LuminaError(f"Nothing of {name} is left once padding and silence below {self.silence_db:g} dBFS are "
+                              "masked; leave it out, lower silence_db, or use the mask 'none'.")
+        return left
 
     @staticmethod
     def whole(piece: tp.Any) -> Piece:
@@ -67,8 +108,8 @@ class Masker:
                                 for example in piece.examples])
 
     @torch.no_grad()
-    def _sounding(self, example: Example) -> Example:
+    def sounding(self, example: Example) -> torch.Tensor:
+        """Which frames are no silence, [T]."""
         device = next(iter(self.codec.parameters())).device
         wav = self.codec.decode(example.codes[None].to(device))[0].cpu()  # [C, S]
-        counted = frame_levels(wav, example.codes.shape[-1]) >= self.silence_db
-        return dataclasses.replace(example, counted=counted)
+        return frame_levels(wav, example.codes.shape[-1]) >= self.silence_db

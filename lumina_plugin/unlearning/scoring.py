@@ -70,6 +70,12 @@ class Unlearner:
             self._before = self._readings([self.learner], range(len(self.songs)), progress)[0]
         return self._before
 
+    def known_before(self, losses: FloatArray) -> None:
+        """Take readings at θ0 that were kept, [N]."""
+        if losses.shape != (len(self.songs),):
+            raise ValueError(f"{losses.shape} readings for {len(self.songs)} songs")
+        self._before = losses
+
     def scores(self, queries: tp.Sequence[tp.Any], among: tp.Optional[tp.Sequence[tp.Sequence[int]]] = None,
                progress: Progress = iter) -> Unlearnt:
         """Unlearn queries and score songs. One pass over the songs serves as many queries as memory holds models for.
@@ -112,8 +118,9 @@ class Unlearner:
             scores -= self.before(progress)
         else:
             for row, (one, asked) in enumerate(zip(found, among, strict=True)):
-                pair = self._readings([self.learner, one.learner], asked, progress)
-                scores[row, list(asked)] = pair[1] - pair[0]
+                known = self._before
+                read = self._readings([one.learner] + [self.learner] * (known is None), asked, progress)
+                scores[row, list(asked)] = read[0] - (read[1] if known is None else known[list(asked)])
         facts = (np.array([getattr(one, name) for one in found]) for name in ('lr', 'relative', 'before', 'after'))
         self._expect_finite(scores, among is None, found, queries)
         return Unlearnt(scores, *facts)

@@ -1,0 +1,182 @@
+"""`lumina unlearn attribute`: recordings or generations against all training songs, or against a shortlist."""
+
+import dataclasses
+import math
+import typing as tp
+from pathlib import Path
+
+import numpy as np
+
+from ..atomic import write_atomic
+from ..errors import LuminaError
+from ..hashing import codes_hash, state_hash
+from ..prepared import progress_bar
+from ..statistics import standardised_scores
+from ..validation.results import kept_parts, png, save, table
+from .masks import Piece
+from .opened import Subject
+from .recipe import UnlearningRecipe
+from .scoring import FloatArray, Unlearner
+
+if tp.TYPE_CHECKING:
+    from ..attribution import Attributor
+
+SHORT = 0.05  # of the songs, by fingerprints
+SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One query's scores.
+
+    Args:
+        query (str): Its name. songs (list of str): Ids, [N]. titles (list): [N].
+        scores (array): Nats per code that each song's loss rose, [N]; NaN where a song was not asked about.
+        lr, relative, before, after (float): The step; lengths and the query's loss.
+        recipe (UnlearningRecipe): Every key. shortlist (int): How many songs were asked about.
+    """
+    query: str
+    songs: tp.List[str]
+    titles: tp.List[tp.Optional[str]]
+    scores: FloatArray
+    lr: float
+    relative: float
+    before: float
+    after: float
+    recipe: UnlearningRecipe
+    shortlist: int
+
+    @property
+    def order(self) -> tp.List[int]:
+        """Songs that were asked about, the one that lost most first."""
+        asked = np.flatnonzero(np.isfinite(self.scores))
+        return [int(i) for i in asked[np.argsort(-self.scores[asked], kind='stable')]]
+
+
+def query_pieces(subject: Subject, files: tp.Sequence[Path]) -> tp.List[Piece]:
+    """Recordings as queries, in chunks of ten seconds without their silent ones.
+
+    Raises:
+        LuminaError: when one cannot be read or is silent.
+    """
+    from ..conditions import attributes_for
+    from ..gradients import Example
+    if subject.tokenizer is None:
+        raise ValueError("a subject without a tokenizer reads no recordings")
+    found = []
+    for file in files:
+        tokenized = subject.tokenizer.file(file)
+        if tokenized.silent:
+            raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
+        found.append(Piece(file.stem, [Example(chunk.codes, 0, chunk.frames, attributes_for(subject.lm, None))
+                                       for chunk in tokenized.chunks if not chunk.silent]))
+    return found
+
+
+def shortlists(attributor: 'Attributor', subject: Subject, pieces: tp.Sequence[Piece], part: float = SHORT
+               ) -> tp.List[tp.List[int]]:
+    """Of each query, the songs with the highest fingerprint scores, channels together.
+
+    Args:
+        attributor (Attributor): With a store of the same songs. part (float): Of the songs, at least ten.
+    Raises:
+        LuminaError: when the store lacks a song.
+    """
+    place = {song: column for column, song in enumerate(attributor.song_ids)}
+    missing = [song.id for song in subject.songs if song.id not in place]
+    if missing:
+        raise LuminaError(f"The store has no fingerprint of {missing[0]}; fingerprint the whole catalogue with `lumina "
+                          "fingerprint`, or leave --fast away.")
+    order, found = [place[song.id] for song in subject.songs], []
+    count = min(len(order), max(10, math.ceil(part * len(order))))
+    for piece in pieces:
+        by_channel = attributor.scores(list(piece.examples), 0)
+        joined = np.sum([standardised_scores(rows[order]) for rows in by_channel.values()], axis=0)
+        found.append([int(i) for i in np.argsort(-joined, kind='stable')[:count]])
+    return found
+
+
+def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path,
+              attributor: tp.Optional['Attributor'] = None, fisher: tp.Optional[Path] = None,
+              part: float = SHORT) -> tp.List[Answer]:
+    """Forget each query and score the songs; what an earlier call has finished is read.
+
+    Args:
+        pieces (sequence of Piece): Queries. attributor (Attributor, optional): Score its shortlist alone.
+        fisher (Path, optional): A file of Fisher information to use.
+    """
+    if not pieces:
+        raise LuminaError("There is no query; name at least one recording.")
+    opened: tp.List[Unlearner] = []
+
+    def make(some: tp.Sequence[Piece]) -> tp.Dict[str, FloatArray]:
+        if not opened:
+            opened.append(subject.unlearner(recipe, progress_bar, fisher))
+        among = shortlists(attributor, subject, some, part) if attributor is not None else None
+        found = opened[0].scores([subject.query_of(piece, recipe) for piece in some], among)
+        return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    settings = {'recipe': recipe.hash, 'model': state_hash(subject.state or subject.lm.state_dict()),
+             'songs': [song.id for song in subject.songs], 'fast': attributor.store.hash if attributor else None,
+             'part': part, 'queries': [[piece.id, *(codes_hash(e.codes) for e in piece.examples)] for piece in pieces]}
+    kept = kept_parts(out / 'kept', settings, list(pieces), make, 'unlearning', 4)
+    ids = [song.id for song in subject.songs]
+    facts = {name: kept[name] for name in ('lr', 'relative', 'before', 'after')}
+    return [Answer(piece.id, ids, [subject.titles.get(one) for one in ids], kept['scores'][row], recipe=recipe,
+                   shortlist=int(np.isfinite(kept['scores'][row]).sum()),
+                   **{name: float(values[row]) for name, values in facts.items()}) for row, piece in enumerate(pieces)]
+
+
+def markdown(answer: Answer) -> str:
+    """The songs that lost most, and what was done."""
+    rows = [[rank, answer.titles[i] or answer.songs[i], answer.songs[i], f'{answer.scores[i]:+.4f}']
+            for rank, i in enumerate(answer.order[:SHOWN], start=1)]
+    text = f'# {answer.query}\n\n' + table(['rank', 'song', 'id', 'loss, nats per code'], rows)
+    text += (f"\nForgetting it raised its own loss from {answer.before:.3f} to {answer.after:.3f} nats per code by a "
+             f"step of lr {answer.lr:.3g}, {answer.relative:.3g} of the weights' length "
+             f"({answer.recipe.layers}; {answer.recipe.fisher} Fisher information; mask {answer.recipe.mask}). ")
+    if answer.shortlist < len(answer.songs):
+        text += f'Only the {answer.shortlist} songs whose fingerprints come closest were asked about. '
+    return text + ('A song whose loss rises has lost what it shares with the query; how large a rise is chance, this '
+                   'score does not say.\n')
+
+
+def save_answer(out: Path, answer: Answer) -> Path:
+    """Write NAME.md, NAME.json, NAME.png and NAME.csv into a folder of its own."""
+    import csv
+    import io
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(['rank', 'song', 'title', 'loss_rise_nats'])
+    writer.writerows([rank, answer.songs[i], answer.titles[i] or '', f'{answer.scores[i]:.8g}']
+                     for rank, i in enumerate(answer.order, start=1))
+    folder = save(out, answer.query, markdown(answer), {**vars(answer), 'recipe': answer.recipe.model_dump()},
+                  _picture(answer))
+    write_atomic(folder / f'{answer.query}.csv', text.getvalue())
+    return folder
+
+
+def _picture(answer: Answer) -> bytes:
+    """Bars of the songs that lost most, and beside them where all songs lie."""
+    from matplotlib.figure import Figure
+    top = answer.order[:SHOWN]
+    figure = Figure(figsize=(9, 1.4 + 0.26 * len(top)), layout='constrained')
+    bars, strip = figure.subplots(1, 2, width_ratios=[3, 1])
+    bars.barh(range(len(top))[::-1], answer.scores[top], color='#1d3557')
+    bars.set_yticks(range(len(top))[::-1], [_label(answer, i) for i in top], fontsize=8)
+    bars.axvline(0, color='0.4', linewidth=1)
+    bars.set_xlabel('rise of the loss, nats per code', fontsize=9)
+    everything = answer.scores[np.isfinite(answer.scores)]
+    strip.hist(everything, bins=min(40, max(5, len(everything) // 4)), color='#8aa4c8')
+    strip.set_title(f'all {len(everything)} songs', fontsize=9)
+    strip.set_xlabel('nats per code', fontsize=9)
+    for axis in (bars, strip):
+        axis.tick_params(labelsize=8)
+        for side in ('top', 'right'):
+            axis.spines[side].set_visible(False)
+    figure.suptitle(f'Who loses most when {answer.query} is forgotten', fontsize=10)
+    return png(figure)
+
+
+def _label(answer: Answer, i: int) -> str:
+    text = answer.titles[i] or answer.songs[i]
+    return (text if len(text) <= 34 else text[:33] + '…').replace('$', r'\$')  # no mathematics in titles
