@@ -59,18 +59,18 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
 }
 
 
-def unlearning_recipe(name: str = 'default', **changes: tp.Any) -> UnlearningRecipe:
+def unlearning_recipe(preset: str = 'default', /, **changes: tp.Any) -> UnlearningRecipe:
     """A preset with changes.
 
     Args:
-        name (str): One of `PRESETS`. changes: Keys of `UnlearningRecipe`; `lr` takes the place of `relative` and the
+        preset (str): One of `PRESETS`. changes: Keys of `UnlearningRecipe`; `lr` takes the place of `relative` and the
             other way round.
     Raises:
         LuminaError: for an unknown preset or key, or a value out of range.
     """
-    if name not in PRESETS:
-        raise LuminaError(f"There is no unlearning recipe '{name}'; use one of {', '.join(PRESETS)}.")
-    keys = {'name': name if not changes else f'{name}-changed', **PRESETS[name], **changes}
+    if preset not in PRESETS:
+        raise LuminaError(f"There is no unlearning recipe '{preset}'; use one of {', '.join(PRESETS)}.")
+    keys = {'name': preset if not changes else f'{preset}-changed', **PRESETS[preset], **changes}
     for size, other in (('lr', 'relative'), ('relative', 'lr')):
         if changes.get(size) is not None and changes.get(other) is None:
             keys[other] = None

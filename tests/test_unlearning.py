@@ -1,0 +1,440 @@
+"""Unlearning against what is written out by hand: autograd, the printed steps, dense algebra."""
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lumina_plugin.conditions import attributes_for
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.gradients import Example, GradientModel
+from lumina_plugin.recipe import get_recipe
+from lumina_plugin.unlearning.embeddings import frechet, pick_targets
+from lumina_plugin.unlearning.fisher import Diagonal, Identity, adam_fisher, diagonal_fisher, kronecker_fisher
+from lumina_plugin.unlearning.kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses
+from lumina_plugin.unlearning.masks import MaskedSong, Masker, Piece, frame_levels
+from lumina_plugin.unlearning.opened import Subject, has_layers
+from lumina_plugin.unlearning.recipe import unlearning_recipe
+from lumina_plugin.unlearning.scoring import Unlearner
+from lumina_plugin.unlearning.step import forget, lent_to, loss_of, norm
+
+from .tiny import build_codec, build_lm, build_songs
+
+
+def learner_of(lm, layers='all', objective='cross_entropy', **kwargs):
+    return GradientModel(lm, get_recipe('default', objective=objective, channels={'layers': [layers]}), **kwargs)
+
+
+def autograd_loss(lm, piece):
+    """The loss of a song, written with audiocraft's own `compute_predictions` where nothing is padded."""
+    total, weight = 0., 0.
+    for example in piece.examples:
+        codes = example.codes[None, :, :example.stop]
+        out = lm.compute_predictions(codes, [example.attributes])
+        counted = torch.ones(codes.shape[-1], dtype=torch.bool) if example.counted is None else example.counted
+        parts = []
+        for k in range(codes.shape[1]):
+            valid = out.mask[0, k] & counted[:codes.shape[-1]]
+            if valid.any():
+                parts.append(torch.nn.functional.cross_entropy(out.logits[0, k][valid], codes[0, k][valid]))
+        total, weight = total + example.weight * sum(parts) / len(parts), weight + example.weight
+    return total / weight
+
+
+def unpadded(lm, count, frames=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [Piece(f'song-{i}', [Example(torch.randint(0, lm.card, (lm.n_q, frames), generator=generator), 0, frames,
+                                        attributes_for(lm, 'slow waltz'))]) for i in range(count)]
+
+
+@pytest.fixture
+def lm():
+    return build_lm().eval()
+
+
+@pytest.fixture
+def songs(lm):
+    return unpadded(lm, 6)
+
+
+def gradients_by_autograd(lm, piece, names):
+    parameters = dict(lm.named_parameters())
+    return dict(zip(names, torch.autograd.grad(autograd_loss(lm, piece), [parameters[n] for n in names]), strict=True))
+
+
+# -- Fisher information -----------------------------------------------------------------------------------------------
+
+def test_the_diagonal_is_the_mean_of_squared_gradients(lm, songs):
+    learner = learner_of(lm)
+    found = diagonal_fisher(learner, songs)
+    by_hand = [gradients_by_autograd(lm, song, list(learner.blocks)) for song in songs]
+    for name in learner.blocks:
+        torch.testing.assert_close(found.values[name], sum(one[name] ** 2 for one in by_hand) / len(songs),
+                                   rtol=1e-4, atol=1e-9)
+
+
+def test_kronecker_values_are_squares_in_the_eigenbasis(lm, songs):
+    learner = learner_of(lm, 'output_linears')
+    found = kronecker_fisher(learner, songs)
+    for name in learner.blocks:
+        inputs, outputs = found.inputs[name], found.outputs[name]
+        torch.testing.assert_close(inputs.T @ inputs, torch.eye(len(inputs)), rtol=0, atol=1e-5)
+        turned = [outputs.T @ gradients_by_autograd(lm, song, [name])[name] @ inputs for song in songs]
+        torch.testing.assert_close(found.values[name], sum(one ** 2 for one in turned) / len(songs),
+                                   rtol=1e-3, atol=1e-8)
+
+
+def test_a_kronecker_step_solves_the_dense_system(lm, songs):
+    learner = learner_of(lm, r'linears\.0\.weight')
+    found = kronecker_fisher(learner, songs)
+    name, = learner.blocks
+    gradient = torch.randn(learner.weight(name).shape)
+    step = found.step({name: gradient}, damping=0.3, power=1.)[name]
+    basis = torch.kron(found.outputs[name].contiguous(), found.inputs[name].contiguous()).double()  # rows: [o * i]
+    dense = basis @ torch.diag(found.values[name].flatten().double() + 0.3 * found.mean) @ basis.T
+    torch.testing.assert_close(torch.linalg.solve(dense, gradient.flatten().double()), step.flatten().double(),
+                               rtol=1e-3, atol=1e-4)
+
+
+def test_kronecker_knows_the_fisher_better_than_a_diagonal(lm, songs):
+    """In a rotated basis a diagonal matrix can only come closer: that is what the basis is for (George et al. 2018)."""
+    learner = learner_of(lm, r'linears\.0\.weight')
+    name, = learner.blocks
+    rows = torch.stack([gradients_by_autograd(lm, song, [name])[name].flatten() for song in songs]).double()
+    full = rows.T @ rows / len(rows)
+    diagonal, kronecker = diagonal_fisher(learner, songs), kronecker_fisher(learner, songs)
+    basis = torch.kron(kronecker.outputs[name].contiguous(), kronecker.inputs[name].contiguous()).double()
+    near = torch.norm(full - basis @ torch.diag(kronecker.values[name].flatten().double()) @ basis.T)
+    far = torch.norm(full - torch.diag(diagonal.values[name].flatten().double()))
+    assert near < far
+
+
+@settings(max_examples=20, deadline=None)
+@given(power=st.sampled_from([0., 0.5, 1.]), damping=st.floats(1e-3, 10), seed=st.integers(0, 99))
+def test_a_diagonal_step_divides(power, damping, seed):
+    torch.manual_seed(seed)
+    values, gradient = {'w': torch.rand(3, 4)}, {'w': torch.randn(3, 4)}
+    found = Diagonal(values).step(gradient, damping, power)['w']
+    expected = gradient['w'] / (values['w'] + damping * values['w'].mean()) ** power
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_that_are_not_covered_are_refused(lm, songs):
+    found = diagonal_fisher(learner_of(lm, 'output_linears'), songs)
+    with pytest.raises(LuminaError, match='does not cover'):
+        found.step({'transformer.layers.0.linear1.weight': torch.zeros(2, 2)}, 0.1, 1.)
+
+
+def test_adams_moments_are_taken_by_name(lm):
+    learner = learner_of(lm, 'self_attention')
+    moments = {name: torch.rand(p.shape) for name, p in lm.named_parameters()}
+    found = adam_fisher(learner, moments)
+    for name, block in learner.blocks.items():
+        assert torch.equal(found.values[name], moments[block.parameter])
+    with pytest.raises(LuminaError, match='knows no'):
+        adam_fisher(learner, {})
+
+
+# -- the step ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_steps_are_the_printed_ones(lm, songs, steps):
+    """θ ← θ + lr·[1/N·(F + damping)⁻¹∇L(query, θ) − (θ − θ0)], with gradients and loss by autograd."""
+    learner = learner_of(lm, 'output_linears')
+    fisher = diagonal_fisher(learner, songs)
+    recipe = unlearning_recipe('published', lr=0.2, steps=steps, damping=0.5)
+    query = unpadded(lm, 1, seed=7)[0]
+    found = forget(learner, fisher, query, recipe, len(songs))
+    moved = copy.deepcopy(lm)
+    start = {name: dict(lm.named_parameters())[name].detach() for name in learner.blocks}
+    parameters = dict(moved.named_parameters())
+    for _ in range(steps):
+        gradient = gradients_by_autograd(moved, query, list(start))
+        with torch.no_grad():
+            for name, theta0 in start.items():
+                pull = parameters[name] - theta0
+                push = gradient[name] / (fisher.values[name] + 0.5 * fisher.mean) / len(songs)
+                parameters[name].add_(0.2 * (push - pull))
+    for name, theta0 in start.items():
+        torch.testing.assert_close(found.offsets[name], (parameters[name] - theta0).detach(), rtol=1e-3, atol=1e-6)
+    assert found.before == pytest.approx(float(autograd_loss(lm, query)), abs=1e-5)
+    assert found.after == pytest.approx(float(autograd_loss(moved, query)), abs=1e-4)
+    assert found.after > found.before
+
+
+def test_a_relative_length_is_reached(lm, songs):
+    learner = learner_of(lm)
+    recipe = unlearning_recipe('default', relative=1e-3, fisher='diagonal')
+    found = forget(learner, diagonal_fisher(learner, songs), songs[0], recipe, len(songs))
+    assert found.relative == pytest.approx(1e-3, rel=1e-4)
+    assert found.relative == pytest.approx(norm(found.offsets) / norm({n: learner.weight(n) for n in learner.blocks}))
+
+
+def test_a_step_too_far_names_one_that_is_not(lm, songs):
+    learner = learner_of(lm)
+    with pytest.raises(LuminaError, match='not finite; the largest tried that does not is lr') as refused:
+        forget(learner, Identity(learner.blocks), songs[0], unlearning_recipe('default', fisher='identity', lr=1e38), 6)
+    named = float(str(refused.value).split('is lr ')[1].split(':')[0])
+    fine = forget(learner, Identity(learner.blocks), songs[0],
+                  unlearning_recipe('default', fisher='identity', lr=named * 0.999), 6)
+    assert math.isfinite(fine.after)
+
+
+def test_margins_are_driven_down(lm, songs):
+    learner = learner_of(lm, objective='margin')
+    found = forget(learner, Identity(learner.blocks), songs[0],
+                   unlearning_recipe('default', fisher='identity', objective='margin', relative=1e-3), 6)
+    assert found.after > found.before  # losses both: minus the margin
+
+
+def test_the_model_is_never_touched(lm, songs):
+    state = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    learner = learner_of(lm)
+    recipe = unlearning_recipe('default', fisher='diagonal')
+    Unlearner(learner, diagonal_fisher(learner, songs), songs, recipe).scores(songs[:2])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in lm.state_dict().items())
+    assert all(p.grad is None for p in lm.parameters())
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_lent_model_is_put_back_to_the_bit(lm, songs, fails):
+    state = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    learner = learner_of(lm)
+    gone = forget(learner, Identity(learner.blocks), songs[0], unlearning_recipe('default', fisher='identity'), 6)
+    try:
+        with lent_to(lm, learner, gone.offsets):
+            assert float(autograd_loss(lm, songs[0])) == pytest.approx(gone.after, abs=1e-4)
+            if fails:
+                raise RuntimeError("in the middle")
+    except RuntimeError:
+        assert fails
+    assert all(torch.equal(tensor, state[name]) for name, tensor in lm.state_dict().items())
+
+
+def test_keys_and_values_alone_move_two_thirds_of_a_matrix():
+    lm = build_lm(fuse='cross').eval()
+    learner = learner_of(lm, 'cross_attention_key_value')
+    songs = unpadded(lm, 3)
+    gone = forget(learner, diagonal_fisher(learner, songs), songs[0],
+                  unlearning_recipe('default', fisher='diagonal', layers='cross_attention_key_value'), 3)
+    with lent_to(lm, learner, gone.offsets):
+        after = {name: p.detach().clone() for name, p in lm.named_parameters()}
+    for name, p in lm.named_parameters():
+        if name.endswith('cross_attention.in_proj_weight'):
+            third = len(p) // 3
+            assert torch.equal(p[:third], after[name][:third]) and not torch.equal(p[third:], after[name][third:])
+        else:
+            assert torch.equal(p, after[name]), name
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+def test_a_score_is_the_rise_of_the_songs_loss(lm, songs):
+    learner, recipe = learner_of(lm), unlearning_recipe('default', fisher='diagonal')
+    unlearner = Unlearner(learner, diagonal_fisher(learner, songs), songs, recipe)
+    query = unpadded(lm, 1, seed=5)[0]
+    found = unlearner.scores([query])
+    gone = unlearner.forget(query)
+    with lent_to(lm, learner, gone.offsets):
+        after = [float(autograd_loss(lm, song)) for song in songs]
+    expected = np.array(after) - [float(autograd_loss(lm, song)) for song in songs]
+    np.testing.assert_allclose(found.scores[0], expected, atol=1e-5)
+
+
+def test_the_linearisation_is_where_small_steps_go(lm, songs):
+    learner, recipe = learner_of(lm), unlearning_recipe('default', fisher='diagonal', relative=1e-3)
+    unlearner = Unlearner(learner, diagonal_fisher(learner, songs), songs, recipe)
+    flat, small = unlearner.linearised(songs[:2]), unlearner.scores(songs[:2]).scores
+    np.testing.assert_allclose(flat, small, rtol=0.05, atol=2e-6)
+
+
+def test_queries_together_are_queries_alone(lm, songs, monkeypatch):
+    learner, recipe = learner_of(lm), unlearning_recipe('default', fisher='diagonal', steps=2)
+    unlearner = Unlearner(learner, diagonal_fisher(learner, songs), songs, recipe)
+    together = unlearner.scores(songs[:3]).scores
+    monkeypatch.setattr('lumina_plugin.unlearning.scoring.MODELS_BYTES', 1)
+    np.testing.assert_array_equal(together, unlearner.scores(songs[:3]).scores)
+
+
+def test_a_shortlist_has_the_scores_of_the_whole(lm, songs):
+    learner, recipe = learner_of(lm), unlearning_recipe('default', fisher='diagonal')
+    fisher = diagonal_fisher(learner, songs)
+    whole = Unlearner(learner, fisher, songs, recipe).scores(songs[:2]).scores
+    for known in (False, True):
+        unlearner = Unlearner(learner, fisher, songs, recipe)
+        if known:
+            unlearner.before()
+        short = unlearner.scores(songs[:2], [[0, 4], [5, 1]]).scores
+        assert np.isnan(short[0, [1, 2, 3, 5]]).all() and np.isnan(short[1, [0, 2, 3, 4]]).all()
+        np.testing.assert_allclose(short[0, [0, 4]], whole[0, [0, 4]], atol=1e-6)
+        np.testing.assert_allclose(short[1, [5, 1]], whole[1, [5, 1]], atol=1e-6)
+
+
+def test_other_readings_are_of_the_same_step(lm, songs):
+    learner = learner_of(lm)
+    fisher = diagonal_fisher(learner, songs)
+    one = Unlearner(learner, fisher, songs, unlearning_recipe('default', fisher='diagonal')).scores(songs[:1])
+    other = Unlearner(learner, fisher, songs, unlearning_recipe('default', fisher='diagonal', reading='margin')
+                      ).scores(songs[:1])
+    assert one.lr == other.lr and not np.allclose(one.scores, other.scores)
+    assert other.scores[0, 0] > 0  # the song that was forgotten lost its margin, too
+
+
+def test_a_song_forgets_itself_first(lm):
+    """On a model that has learnt its songs, forgetting one hurts that one most."""
+    songs = unpadded(lm, 5)
+    optimizer = torch.optim.Adam(lm.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(autograd_loss(lm, song) for song in songs).backward()
+        optimizer.step()
+    lm.zero_grad()
+    learner = learner_of(lm)
+    for fisher in (diagonal_fisher(learner, songs), kronecker_fisher(learner, songs), Identity(learner.blocks)):
+        found = Unlearner(learner, fisher, songs, unlearning_recipe('default')).scores(songs)
+        assert (found.scores.argmax(1) == np.arange(5)).all(), fisher.kind
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+def test_frames_that_do_not_count_are_left_out_of_the_loss(lm):
+    song = unpadded(lm, 1)[0]
+    counted = torch.arange(20) % 3 > 0
+    masked = Piece('masked', [Example(e.codes, e.start, e.stop, e.attributes, counted) for e in song.examples])
+    assert masked.examples[0].weight == int(counted.sum())
+    assert loss_of(learner_of(lm), masked) == pytest.approx(float(autograd_loss(lm, masked)), abs=1e-5)
+    assert abs(loss_of(learner_of(lm), masked) - loss_of(learner_of(lm), song)) > 1e-4
+
+
+def test_masked_codes_give_no_gradient_but_are_read(lm):
+    song = unpadded(lm, 1)[0].examples[0]
+    counted = torch.zeros(20, dtype=torch.bool)
+    counted[3:9] = True
+    masked = Piece('m', [Example(song.codes, 0, 20, song.attributes, counted)])
+    later, earlier = song.codes.clone(), song.codes.clone()
+    later[:, 13:] = (later[:, 13:] + 1) % lm.card  # behind all that counts, whatever the delay
+    earlier[:, 0] = (earlier[:, 0] + 1) % lm.card  # read on the way to what counts
+    ask = learner_of(lm)
+    value = loss_of(ask, masked)
+    assert loss_of(ask, Piece('l', [Example(later, 0, 20, song.attributes, counted)])) == pytest.approx(value, abs=1e-6)
+    assert abs(loss_of(ask, Piece('e', [Example(earlier, 0, 20, song.attributes, counted)])) - value) > 1e-5
+
+
+def test_levels_are_in_decibels():
+    wav = torch.cat([torch.zeros(100), torch.full((100,), 0.1), torch.ones(100)])[None]
+    found = frame_levels(wav, 3)
+    assert found[0] == -math.inf
+    torch.testing.assert_close(found[1:], torch.tensor([-20., 0.]).double(), rtol=0, atol=1e-4)
+
+
+def test_silence_is_masked_and_an_empty_mask_names_the_song(lm):
+    codec, _ = build_codec()
+    song = build_songs(lm, 1)[0]
+    levels = frame_levels(codec.decode(song.examples[0].codes[None])[0], 24)
+    between = float(levels.sort().values[10:12].mean())
+    found = Masker(codec, between).masked(song)
+    assert found.examples[0].weight == int((levels[:song.examples[0].stop] >= between).sum())
+    with pytest.raises(LuminaError, match='Nothing of song-0 is left'):
+        Masker(codec, 0.).masked(Piece('song-0', [Example(song.examples[0].codes, 0, 24, None)]))
+    lazy = MaskedSong(song, Masker(codec, between))
+    for _ in range(2):
+        assert torch.equal(lazy.examples[0].counted, found.examples[0].counted)
+
+
+def test_the_three_masks(lm):
+    codec, _ = build_codec()
+    subject = Subject(None, lm, codec, build_songs(lm, 2))
+    song = subject.songs[0]
+    for mask, query, songs in (('none', False, False), ('mixed', True, False), ('both', True, True)):
+        recipe = unlearning_recipe('default', mask=mask)
+        assert (subject.query_of(song, recipe).examples[0].counted is not None) == query
+        read = subject.songs_of(recipe)[0].examples[0]
+        assert (read.counted is not None) == songs
+        if not songs:
+            assert read.stop == read.codes.shape[-1]  # padding counts
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('make', [diagonal_fisher, kronecker_fisher])
+def test_fisher_information_survives_the_disk(lm, songs, tmp_path, make):
+    learner = learner_of(lm, 'output_linears')
+    found = make(learner, songs)
+    facts = facts_of(found.kind, 'output_linears', 'cross_entropy', lm.state_dict(), songs)
+    path = save_fisher(path_of(tmp_path, facts), found, facts)
+    again = load_fisher(path, facts)
+    gradient = {name: torch.randn(learner.weight(name).shape) for name in learner.blocks}
+    for name, step in found.step(gradient, 0.1, 0.5).items():
+        assert torch.equal(step, again.step(gradient, 0.1, 0.5)[name])
+
+
+@pytest.mark.parametrize('change, says', [
+    ({'checkpoint': 'x'}, 'another checkpoint'), ({'songs': 'x'}, 'other songs'), ({'layers': 'P'}, 'other layers'),
+    ({'objective': 'margin'}, 'another objective'), ({'extra': {'T': 1}}, 'other settings')])
+def test_anothers_fisher_information_is_refused(lm, songs, tmp_path, change, says):
+    facts = facts_of('diagonal', 'output_linears', 'cross_entropy', lm.state_dict(), songs)
+    path = save_fisher(tmp_path / 'f.safetensors', diagonal_fisher(learner_of(lm, 'output_linears'), songs), facts)
+    with pytest.raises(LuminaError, match=says):
+        load_fisher(path, {**facts, **change})
+
+
+def test_damaged_files_are_told(lm, songs, tmp_path):
+    facts = facts_of('diagonal', 'output_linears', 'cross_entropy', lm.state_dict(), songs)
+    path = tmp_path / 'f.safetensors'
+    path.write_bytes(b'nothing of the kind')
+    with pytest.raises(LuminaError, match='cannot be read as Fisher'):
+        load_fisher(path, facts)
+    assert load_losses(path, facts) is None
+    save_losses(path, np.arange(3.), facts)
+    np.testing.assert_array_equal(load_losses(path, facts), np.arange(3.))
+    assert load_losses(path, {**facts, 'checkpoint': 'x'}) is None
+
+
+def test_a_moved_checkpoint_has_its_own_file(lm, songs):
+    facts = facts_of('diagonal', 'all', 'cross_entropy', lm.state_dict(), songs)
+    with torch.no_grad():
+        lm.linears[0].weight.add_(1e-3)
+    other = facts_of('diagonal', 'all', 'cross_entropy', lm.state_dict(), songs)
+    assert facts != other and path_of(Path('x'), facts) != path_of(Path('x'), other)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+def test_recipes_take_one_size():
+    assert unlearning_recipe('default', lr=1e-3).relative is None
+    assert unlearning_recipe('published', relative=1e-3).lr is None
+    assert unlearning_recipe('published').hash != unlearning_recipe('default').hash
+    assert unlearning_recipe('default', name='x').hash == unlearning_recipe('default').hash
+    for bad in (dict(lr=1., relative=1.), dict(mask='all'), dict(damping=0), dict(steps=0), dict(stps=1)):
+        with pytest.raises(LuminaError, match='correct it'):
+            unlearning_recipe('default', **bad)
+    with pytest.raises(LuminaError, match='no unlearning recipe'):
+        unlearning_recipe('best')
+
+
+def test_layer_groups_that_a_model_has(lm):
+    assert has_layers(lm, 'P') and has_layers(lm, 'all') and not has_layers(lm, 'cross_attention')
+    assert has_layers(build_lm(fuse='cross'), 'cross_attention_key_value')
+
+
+# -- embeddings -------------------------------------------------------------------------------------------------------
+
+def test_frechet_distance_of_known_gaussians():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(200_000, 2)) * [1., 2.]
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+    assert frechet(one, one + [3., 4.]) == pytest.approx(25., rel=1e-6)
+    assert frechet(one, one * [2., 1.]) == pytest.approx(1., rel=0.02)  # (1 - 2)² in one dimension
+
+
+def test_targets_cover_the_songs():
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(20, 3)) * 0.1 + centre for centre in (0, 10, 20, 30)])
+    assert sorted(row // 20 for row in pick_targets(rows, 4)) == [0, 1, 2, 3]
+    assert pick_targets(rows, 100) == list(range(80))
+    assert len(set(pick_targets(np.zeros((9, 2)), 5))) == 5
