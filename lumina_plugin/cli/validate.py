@@ -78,13 +78,18 @@ def lds(
         help="Also score every store by this: cosine, kernel or dot; may be repeated.")] = None,
     peers: tp.Annotated[bool, typer.Option(
         '--peers', help="Also TRAK, LoGra and EK-FAC by dattri and kronfluence, the extra `peers`.")] = False,
+    baselines: tp.Annotated[str, typer.Option(
+        help="What else to score, parted by commas: clap=FOLDER (or a hub name), clews=FOLDER; lpips and rps need "
+             "nothing and are always there.")] = '',
 ) -> None:
-    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, TracIn and black boxes.
+    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, TracIn and baselines.
 
     Writes lds.md, lds.json and lds.png. Make stores to compare with `lumina fingerprint RUN --recipe … --set …`.
     """
     from tqdm import tqdm
 
+    from ..baselines.choose import baselines as other_methods
+    from ..baselines.choose import parse
     from ..catalogue_pass import run_songs
     from ..errors import LuminaError
     from ..models import load_musicgen, run_folder, run_stores
@@ -94,6 +99,7 @@ def lds(
     from ..validation.peers import peer_methods
     from ..validation.tracin import TracIn, run_checkpoints
     from ..validation.truth import GroundTruth
+    parse(baselines)  # before anything is loaded
     found = GroundTruth.load(truth or out / 'truth' / 'ground_truth.safetensors')
     run = run_folder(model if model is not None else out / 'xps' / found.facts['run'])
     if run is None:
@@ -111,7 +117,9 @@ def lds(
     checkpoints = run_checkpoints(run, musicgen.lm)
     chosen += peer_methods(musicgen.lm, checkpoints, songs) if peers else []
     seconds = {track.id: track.duration for track in catalogue}
-    chosen += [TracIn(musicgen.lm, checkpoints, songs), black_boxes.CodeHistogram(songs, musicgen.lm.card),
+    chosen += [TracIn(musicgen.lm, checkpoints, songs),
+               *other_methods(baselines, musicgen.lm, musicgen.compression_model, songs),
+               black_boxes.CodeHistogram(songs, musicgen.lm.card),
                black_boxes.MelStatistics(songs, musicgen.compression_model),
                black_boxes.PlayingTime(found.songs, [seconds[song] for song in found.songs]),
                black_boxes.Random(found.songs)]

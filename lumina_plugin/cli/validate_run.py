@@ -68,12 +68,16 @@ def leave_out(
         '--model', '-m', help="The run whose ground truth was made; the standard suite's unless said.")] = None,
     truth: tp.Annotated[tp.Optional[Path], typer.Option(
         help="A ground truth of another folder, e.g. one that is kept beside the code.")] = None,
+    baselines: tp.Annotated[str, typer.Option(
+        help="What else to score, parted by commas: clap=FOLDER (or a hub name), clews=FOLDER; lpips and rps need "
+             "nothing and are always there.")] = '',
     device: _Device = None,
 ) -> None:
     """Who loses most when an artist's or a composition's songs are left out of training, and do the scores foretell it?
 
     Writes leave-out.md, leave-out.json and leave-out.png. Called again it goes on where it was stopped.
     """
+    from ..baselines.choose import baselines as other_methods
     from ..validation import leave_out_result as module
     from ..validation.black_boxes import CodeHistogram
     from ..validation.methods import Fingerprints, Method
@@ -81,6 +85,7 @@ def leave_out(
     found, opened = open_truth(out, model, truth, device)
     songs = [found.queries[column] for column in found.columns('songs')]
     methods: tp.List[Method] = [Fingerprints(opened.musicgen, store.path, found.songs) for store in opened.stores]
+    methods += other_methods(baselines, opened.musicgen.lm, opened.musicgen.compression_model, songs, device)
     methods.append(CodeHistogram(songs, opened.musicgen.lm.card))
     result = module.measure(found, methods, lambda method, queries, masked: kept_scores(
         method, queries, masked, opened))

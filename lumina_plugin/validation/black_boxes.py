@@ -5,6 +5,7 @@ import typing as tp
 import numpy as np
 import torch
 
+from .decoded import decoded
 from .methods import Indexed, Method
 from .queries import Query
 from .truth import FloatArray
@@ -67,11 +68,7 @@ class MelStatistics(Indexed):
 
     @torch.no_grad()
     def _statistics(self, query: Query, masked: bool) -> FloatArray:
-        device = next(self.codec.parameters()).device
-        wave = self.codec.decode(query.codes[None].to(device))[0].mean(0).cpu()  # [samples]
-        if masked:
-            wave = wave[round(query.prompt_frames * self.codec.sample_rate / self.codec.frame_rate):]
-        bands = (self._mel(wave) + QUIET).log()  # [64, frames]
+        bands = (self._mel(decoded(self.codec, query, masked)) + QUIET).log()  # [64, frames]
         return torch.cat([bands.mean(1), bands.std(1, correction=0)]).double().numpy()
 
     def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:

@@ -1,0 +1,1 @@
+"""What attribution has to beat: similarities of sound (CLAP, CLEWS), of activations (LPIPS), and representer points."""
