@@ -45,7 +45,10 @@ def distances(queries: Profiles, songs: Profiles) -> FloatArray:
 
 
 class Lpips(Indexed):
-    """Songs by how little they differ from a query inside of a generator: the negative distance.
+    """Songs by how much less than the others they differ from a query inside of a generator.
+
+    A score is the songs' mean distance less the song's own: distances have no value that means 'no influence', and what
+    is summed over groups of songs, as the suite does, must not depend on how many they are.
 
     Args:
         listen (callable): Of queries, with their prompts masked or not, the profile of each layer: of a language model
@@ -63,7 +66,8 @@ class Lpips(Indexed):
         self._songs = self._listen(self._queries, False)
 
     def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
-        return {CHANNEL: -distances(self._listen(queries, masked), self._songs)}
+        found = distances(self._listen(queries, masked), self._songs)
+        return {CHANNEL: found.mean(1, keepdims=True) - found}
 
     def _bytes(self) -> float:
         return 4. * sum(layer.shape[1] for layer in self._songs)

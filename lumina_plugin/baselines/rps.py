@@ -39,7 +39,7 @@ from .inside import batches, read
 CHANNEL = 'output linears'
 RIDGE = 0.003  # λ, as in the authors' code
 TARGETS = ('own', 'codes')
-ENOUGH = 200  # a fit ends when its largest slope is this part of what it was at first, as in the authors' code
+ENOUGH = 1e-3  # a fit ends where W and Σ α_i f_iᵀ differ by no more than this part of the length of W at first
 STEPS = 500  # of L-BFGS, at most
 
 
@@ -57,10 +57,22 @@ class Steps:
 def residuals(weight: torch.Tensor, steps: Steps, given: tp.Optional[torch.Tensor]) -> torch.Tensor:
     """∂L/∂Φ of cross entropy, [n, O]: probabilities under `weight` [O, D] less those that are wanted, which `given`
     weights or the codes say."""
-    found = (steps.features @ weight.T).softmax(-1)
-    if given is not None:
-        return found - (steps.features @ given.T).softmax(-1)
-    return found - nn.functional.one_hot(steps.codes, found.shape[-1])
+    return _losses(weight, steps, given)[1]
+
+
+def _losses(weight: torch.Tensor, steps: Steps, given: tp.Optional[torch.Tensor]
+            ) -> tp.Tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross entropy in fp64, and its residuals [n, O].
+
+    Less the entropy of what is wanted, which no weight changes and in which the rest would drown.
+    """
+    logs = (steps.features @ weight.T).log_softmax(-1)
+    if given is None:
+        lost = -logs.gather(1, steps.codes[:, None]).sum(dtype=torch.float64)
+        return lost, logs.exp() - nn.functional.one_hot(steps.codes, logs.shape[-1])
+    wanted = (steps.features @ given.T).log_softmax(-1)
+    chances = wanted.exp()
+    return (chances * (wanted - logs)).sum(dtype=torch.float64), logs.exp() - chances
 
 
 def fitted(start: torch.Tensor, songs: tp.Sequence[Steps], ridge: float, given: tp.Optional[torch.Tensor]
@@ -75,18 +87,15 @@ def fitted(start: torch.Tensor, songs: tp.Sequence[Steps], ridge: float, given: 
 
     def objective() -> torch.Tensor:
         with torch.no_grad():  # written down rather than traced: steps x classes numbers, song by song
-            value, slope = ridge * weight.square().sum(), 2 * ridge * weight
+            value, slope = ridge * weight.double().square().sum(), 2 * ridge * weight
             for song in songs:
-                logs = (song.features @ weight.T).log_softmax(-1)
-                wanted = (song.features @ given.T).softmax(-1) if given is not None else \
-                    nn.functional.one_hot(song.codes, logs.shape[-1]).to(logs)
-                value = value - (wanted * logs).sum() / count
-                slope = slope + (logs.exp() - wanted).T @ song.features / count
+                lost, found = _losses(weight, song, given)
+                value = value + lost / count
+                slope = slope + found.T @ song.features / count
             weight.grad = slope
         return tp.cast(torch.Tensor, value)
 
-    objective()
-    enough = float(tp.cast(torch.Tensor, weight.grad).abs().max()) / ENOUGH
+    enough = ENOUGH * 2 * ridge * float(start.square().mean().sqrt())  # the slope is 2λ times that difference
     torch.optim.LBFGS([weight], max_iter=STEPS, tolerance_grad=enough, tolerance_change=0., history_size=20,
                       line_search_fn='strong_wolfe').step(objective)
     return weight.detach()

@@ -97,13 +97,15 @@ def picture(result: Comparison) -> bytes:
     from matplotlib.figure import Figure
     names, found = result.agreements.methods, result.agreements
     size = .52 * len(names)
-    figure = Figure(figsize=(3.2 + 3 * size, 2.6 + size), layout='constrained')
+    figure = Figure(figsize=(3.4 + 3 * size, 1.9 + size), layout='constrained')
     panels = {'Pearson': found.pearson, 'Spearman': found.spearman,
               f'first {result.top} in common': found.overlap}
     axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (title, matrix) in zip(axes, panels.items(), strict=True):
         values = np.array([[one.mean for one in row] for row in matrix])
-        shown = axis.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1)
+        itself = np.eye(len(names), dtype=bool)
+        axis.set_facecolor('0.93')  # shows where a method meets itself
+        shown = axis.imshow(np.ma.masked_array(values, itself), cmap='RdBu_r', vmin=-1, vmax=1)
         for (i, j), value in np.ndenumerate(values):
             text = '' if i == j else f'{value:.2f}'.replace('0.', '.', 1)
             axis.text(j, i, text, ha='center', va='center', fontsize=7.5, color='white' if abs(value) > .6 else '0.15')
@@ -113,7 +115,7 @@ def picture(result: Comparison) -> bytes:
         axis.tick_params(length=0)
         for side in axis.spines.values():
             side.set_visible(False)
-    bar = figure.colorbar(shown, ax=axes, shrink=.8, aspect=30, pad=.01)
+    bar = figure.colorbar(shown, ax=axes, shrink=.7, aspect=25, pad=.01)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(f'How far methods agree: mean over {result.queries} queries ({result.family}), '

@@ -86,7 +86,7 @@ def picture(by_method: tp.Mapping[str, tp.Mapping[str, Concentration]]) -> bytes
     from matplotlib.figure import Figure
 
     from ..validation.results import png
-    figure = Figure(figsize=(10.5, 5.2), layout='constrained')
+    figure = Figure(figsize=(11.5, 4.6), layout='constrained')
     axes = figure.subplots(1, len(KINDS), sharey=True)
     colours, styles = colormaps['tab10'], ('-', '--', ':')
     for axis, kind in zip(axes, KINDS, strict=True):
@@ -109,6 +109,6 @@ def picture(by_method: tp.Mapping[str, tp.Mapping[str, Concentration]]) -> bytes
         for side in ('top', 'right'):
             axis.spines[side].set_visible(False)
     axes[0].set_ylabel('share of the positive scores', fontsize=9)
-    axes[-1].legend(fontsize=8, frameon=False, loc='lower right')
+    axes[-1].legend(fontsize=8.5, frameon=False, loc='center left', bbox_to_anchor=(1.01, .5))
     figure.supxlabel('songs, best first; mean over queries with 95 % interval, dotted: all songs alike', fontsize=9)
     return png(figure)
