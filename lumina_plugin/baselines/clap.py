@@ -54,7 +54,7 @@ def load_clap(source: tp.Union[str, Path] = HUB, device: tp.Optional[str] = None
     compat.install()
     from transformers import ClapFeatureExtractor, ClapModel
     try:
-        loaded, info = ClapModel.from_pretrained(str(source), output_loading_info=True)
+        loaded, info = tp.cast(tp.Any, ClapModel).from_pretrained(str(source), output_loading_info=True)
         extractor = ClapFeatureExtractor.from_pretrained(str(source))
     except Exception as error:  # transformers, safetensors and the hub's client each have errors of their own
         raise LuminaError(f"There is no CLAP at {source} ({_first_line(error)}); name a folder that holds one as "

@@ -7,6 +7,7 @@ second of a generation, so activations of length 1 are averaged over time first 
 channel that LPIPS learnt from people's judgement of pictures do not exist for music: every channel counts the same.
 """
 
+import functools
 import typing as tp
 
 import numpy as np
@@ -85,7 +86,7 @@ def codes_profiles(lm: tp.Any) -> Listen:
                     for query in queries]
         found: tp.List[tp.List[FloatArray]] = [[np.empty(0)] * len(queries) for _ in layers]
         for batch in batches(lm, examples):
-            for layer, rows in enumerate(read(lm, batch, layers, lambda a, heard=batch.heard: profile(a, heard))):
+            for layer, rows in enumerate(read(lm, batch, layers, functools.partial(profile, weights=batch.heard))):
                 for place, row in zip(batch.index, rows.cpu().numpy(), strict=True):
                     found[layer][place] = row
         return [np.stack(rows) for rows in found]

@@ -7,6 +7,7 @@ Methods come from `FACTORIES`, in the order of the tables; whoever has another o
 """
 
 import dataclasses
+import functools
 import logging
 import typing as tp
 from pathlib import Path
@@ -112,7 +113,7 @@ def scores_of(setting: Setting, methods: tp.Sequence[Method], queries: tp.Sequen
             raise LuminaError(f"{method.name} scores other songs than are compared, or in another order.")
         facts = ['compare', method.name, facts_of(method), model, masked, query_facts(queries)]
         by_channel = kept_parts(setting.opened.out / KEPT, facts, queries,
-                                lambda some, method=method: method.scores(some, masked), method.name)
+                                functools.partial(method.scores, masked=masked), method.name)
         found[method.name] = by_channel[channel] if channel in by_channel else next(iter(by_channel.values()))
     return found
 
