@@ -10,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from lumina_plugin.baselines.rps import Representers
 from lumina_plugin.catalogue_pass import run_songs
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.unlearning import compare, concentration
 from lumina_plugin.unlearning.compare_result import compared, markdown, save_comparison
+from lumina_plugin.unlearning.method import Unlearning
+from lumina_plugin.unlearning.recipe import unlearning_recipe
+from lumina_plugin.validation.black_boxes import CodeHistogram
 from lumina_plugin.validation.ground_truth import make_ground_truth
+from lumina_plugin.validation.judge import judge
 from lumina_plugin.validation.methods import Method
 from lumina_plugin.validation.plan import plan_models
 
@@ -161,6 +166,30 @@ def test_scores_of_another_model_are_not_taken(opened):
     assert changed.asked == len(queries)
 
 
+def test_every_method_says_what_it_depends_on(opened):
+    setting, queries = opened
+    recipes = [unlearning_recipe('default'), unlearning_recipe('default', relative=.1), unlearning_recipe('published')]
+    unlearning = [Unlearning(recipe, setting.opened.musicgen, setting.opened.run, setting.songs) for recipe in recipes]
+    lm = setting.opened.musicgen.lm
+    points = [Representers(lm, setting.songs), Representers(lm, setting.songs, .1),
+              Representers(lm, setting.songs, targets='codes')]
+    for methods in (unlearning, points):
+        facts = [json.dumps(compare.facts_of(method)) for method in methods]
+        assert len(set(facts)) == len(facts)
+    silent = Counted(setting.ids)
+    del silent.facts
+    with pytest.raises(TypeError, match='Counted has no `facts`'):
+        compare.scores_of(setting, [silent], queries, False)
+
+
+def test_unlearning_is_a_method_among_them(opened, tmp_path):
+    setting, queries = opened
+    recipe = unlearning_recipe('default', fisher='identity')
+    method = Unlearning(recipe, setting.opened.musicgen, tmp_path, setting.songs)
+    found = compare.scores_of(setting, [method], queries, False)
+    assert found[method.name].shape == (len(queries), len(setting.ids))
+
+
 def test_other_songs_are_refused(opened):
     setting, queries = opened
     with pytest.raises(LuminaError, match='other songs'):
@@ -194,6 +223,9 @@ def test_the_command(suite, tmp_path, capsys):
     assert told['agreements']['methods'] == names and told['queries'] == 3 and set(told['truths']) == set(names)
     for name in ('compare.png', 'concentration.png'):
         assert (folder / name).read_bytes().startswith(b'\x89PNG')
+    songs = [query for query in truth.queries if query.family == 'songs']
+    row, = judge(truth, [CodeHistogram(songs, 16)]).rows
+    assert told['truths']['code histogram']['LDS'] == row.lds['free generations']._asdict()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'kept').rglob('*.safetensors')}
     main(argv)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'kept').rglob('*.safetensors')} == kept

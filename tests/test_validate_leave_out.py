@@ -130,10 +130,15 @@ def test_the_command(project, tmp_path, capsys):
     main(['validate', 'leave-out', '--out', str(tmp_path), '--model', str(opened.run)])
     printed = capsys.readouterr().out
     for words in ('## Free generations', '## Continuations, prompt masked', '| default | P + M |', '| *guessing* |',
+                  '| LPIPS | activations |', '| RPS | output linears |', '| RPS, fitted to codes | output linears |',
                   '| retraining |  | artist | 2 | 2 |', '## Training songs'):
         assert words in printed
     assert '## Held-out songs' not in printed  # there are none
     assert (tmp_path / 'leave-out' / 'leave-out.png').read_bytes().startswith(b'\x89PNG')
+    main(['unlearn', 'compare', '--out', str(tmp_path / 'x'), '--model', str(opened.run), '--top', '2', '--truth',
+          str(tmp_path / 'truth' / 'ground_truth.safetensors')])
+    printed = capsys.readouterr().out  # no halves, so no LDS
+    assert '| method | leave out: Spearman | leave out: NDCG | leave out: top-1 |' in printed
     truth = dataclasses.replace(truth, facts={**truth.facts, 'catalogue': 'other'})
     truth.save(tmp_path / 'truth' / 'ground_truth.safetensors')
     with pytest.raises(SystemExit) as stop:

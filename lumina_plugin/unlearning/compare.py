@@ -29,6 +29,7 @@ from ..validation.queries import Query
 from ..validation.ranking import row_spearman
 from ..validation.results import kept_parts
 from ..validation.truth import FloatArray, GroundTruth
+from .method import Unlearning
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +122,21 @@ def scores_of(setting: Setting, methods: tp.Sequence[Method], queries: tp.Sequen
 def facts_of(method: Method) -> tp.Any:
     """All that a method's scores depend on besides its name, the model, the songs and the queries; ready for JSON.
 
-    A method says so itself by an attribute `facts`; those that have no settings need none.
+    A method says so itself by an attribute `facts`.
+
+    Raises:
+        TypeError: when it does not: scores of other settings would be taken for its own.
     """
     if isinstance(method, Fingerprints):
         return [method.attributor.store.hash, method.attributor.recipe.hash]
-    return getattr(method, 'facts', None)
+    if isinstance(method, Unlearning):
+        state = method.subject.state
+        return [method.recipe.hash, None if state is None else state_hash(state)]
+    if isinstance(method, CodeHistogram | MelStatistics):
+        return None
+    if not hasattr(method, 'facts'):
+        raise TypeError(f"{type(method).__name__} has no `facts`, by which its scores are remembered")
+    return method.facts
 
 
 # -- how they agree -----------------------------------------------------------------------------------------------
