@@ -24,6 +24,7 @@ README = HERE / 'README.md'
 REQUIRED = [
     # what we import ourselves (audiocraft shares most of it)
     'av>=14,<19',                   # reads what soundfile cannot (m4a, video)
+    'diffusers>=0.42,<0.43',        # Stable Audio's classes (lumina_plugin.dit)
     'dora-search>=0.1.12,<1',
     'flashy>=0.0.2,<1',
     'gradio>=6,<7',                 # `lumina demo`

@@ -139,6 +139,8 @@ def _xformers() -> Shim:
     package, ops = types.ModuleType('xformers'), types.ModuleType('xformers.ops')
     package.__path__ = []  # a package without files: asking for any other submodule is a plain ImportError
     package.__doc__ = ops.__doc__ = 'Stand-in by lumina_plugin.compat.'
+    for module in (package, ops):  # whoever asks importlib whether xformers is there gets an answer, not an error
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None, is_package=module is package)
     package.ops = ops  # type: ignore[attr-defined]
     ops.unbind = torch.unbind  # type: ignore[attr-defined]
     ops.LowerTriangularMask = LowerTriangularMask  # type: ignore[attr-defined]
