@@ -36,3 +36,8 @@ def codes_hash(codes: torch.Tensor) -> str:
     """SHA-256 over codes of any integer type, of shape [K, T]."""
     codes = codes.detach().cpu().short().contiguous()
     return hashlib.sha256(repr(tuple(codes.shape)).encode() + codes.numpy().tobytes()).hexdigest()
+
+
+def seed_of(*parts: tp.Union[int, str]) -> int:
+    """A seed for a generator of its own, from whatever names it: the same on every machine, unrelated for others."""
+    return int.from_bytes(hashlib.sha256('/'.join(map(str, parts)).encode()).digest()[:7], 'big')

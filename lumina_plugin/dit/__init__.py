@@ -1,0 +1,1 @@
+"""A latent diffusion transformer, Stable Audio's classes from diffusers: trained, loaded, sampled, asked and fingerprinted."""
