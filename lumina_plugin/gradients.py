@@ -112,15 +112,8 @@ class GradientModel:
 
     def __init__(self, lm: nn.Module, recipe: Recipe, weights: tp.Optional[tp.Mapping[str, torch.Tensor]] = None,
                  batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None):
-        self.lm, self.recipe, self.batch_size, self.autocast = lm, recipe, batch_size, autocast
-        self._at_most = sys.maxsize  # chunks per pass, however short, once memory has run out
+        self._prepare(lm, recipe, weights, batch_size, autocast)
         self.channels: tp.Dict[str, tp.List[Block]] = resolve_channels(lm, recipe.channels)
-        self.device = next(lm.parameters()).device
-        state = dict(lm.state_dict()) if weights is None else dict(weights)
-        # always fp32: a mean over thousands of codes makes gradients that half precision would round to zero
-        self._state = {
-            f'lm.{name}': tensor.detach().to(self.device, torch.float32 if tensor.is_floating_point() else None)
-            for name, tensor in state.items()}
         self._models: tp.Dict[str, _ScoredModel] = {}  # by objective
         self._tapped: tp.Dict[str, tp.Dict[str, Block]] = {}  # the same: the blocks whose gradients are of it
         for channel, blocks in self.channels.items():
@@ -132,6 +125,18 @@ class GradientModel:
             twice = next(name for name in asked if asked.count(name) > 1)
             raise LuminaError(f"{twice} belongs to channels of different objectives; give them one objective, or "
                               "layer groups that share no weight.")
+
+    def _prepare(self, lm: nn.Module, recipe: Recipe, weights: tp.Optional[tp.Mapping[str, torch.Tensor]],
+                 batch_size: int, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None) -> None:
+        """Take over what a model of any kind is asked with."""
+        self.lm, self.recipe, self.batch_size, self.autocast = lm, recipe, batch_size, autocast
+        self._at_most = sys.maxsize  # chunks per pass, however short, once memory has run out
+        self.device = next(lm.parameters()).device
+        state = dict(lm.state_dict()) if weights is None else dict(weights)
+        # always fp32: a mean over thousands of codes makes gradients that half precision would round to zero
+        self._state = {
+            f'lm.{name}': tensor.detach().to(self.device, torch.float32 if tensor.is_floating_point() else None)
+            for name, tensor in state.items()}
 
     @property
     def blocks(self) -> tp.Dict[str, Block]:
@@ -253,7 +258,7 @@ class GradientModel:
             torch.cuda.empty_cache()
         if len(batch) == 1:
             raise LuminaError(f"There is not enough memory on {self.device} for the gradients of a single chunk of "
-                              f"{batch[0].codes.shape[-1]} frames; use a device with more, or a recipe with a smaller "
+                              f"{self._read(batch[0])} frames; use a device with more, or a recipe with a smaller "
                               "chunk_seconds or block_width.")
         self.batch_size, self._at_most = max(1, self.batch_size // 2), len(batch) // 2
         logger.warning("Memory on %s ran out with %d chunks at once; going on with at most %d and batch_size %d.",

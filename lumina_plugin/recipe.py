@@ -8,7 +8,7 @@ import pydantic
 
 from .errors import LuminaError
 
-ObjectiveName = tp.Literal['cross_entropy', 'margin']
+ObjectiveName = tp.Literal['cross_entropy', 'margin', 'v_objective']
 ProjectionKind = tp.Literal['random', 'fitted', 'separated']
 # mappings by channel, replaced as a whole
 BY_CHANNEL = ('channels', 'objective', 'projection.kind', 'projection.block_width')
@@ -140,7 +140,10 @@ class Recipe(_Section):
     name: str = pydantic.Field('default', description="Printed in reports.")
     objective: tp.Union[ObjectiveName, tp.Dict[str, ObjectiveName]] = pydantic.Field(
         'margin', description="The scalar whose gradient is the fingerprint: one for all channels, or one for each, as "
-                              "{P: margin, M: cross_entropy} (margin for those not named).")
+                              "{P: margin, M: cross_entropy} (margin for those not named). v_objective: of a latent "
+                              "diffusion model, which knows no other.")
+    draws: int = pydantic.Field(
+        32, ge=1, description="Noises and angles that a v_objective is averaged over, always the same ones.")
     chunk_seconds: float = pydantic.Field(10.0, gt=0, le=30, description="Songs and queries are cut into chunks.")
     silence_db: float = pydantic.Field(
         -60.0, le=0, description="A chunk that never rises above this level (dBFS) is recorded as silent.")
@@ -183,11 +186,20 @@ class Recipe(_Section):
 
     @pydantic.model_serializer(mode='wrap')
     def _without_later_keys(self, dump: pydantic.SerializerFunctionWrapHandler) -> tp.Dict[str, tp.Any]:
-        """Leave `prompt_apart` out where it is off: recipes that do without it keep their hash."""
+        """Leave `prompt_apart` out where it is off, and `draws` where nothing is drawn: recipes that do without them
+        keep their hash."""
         keys = dump(self)
         if not self.prompt_apart:
             del keys['prompt_apart']
+        if self.objective != 'v_objective':
+            del keys['draws']
         return keys
+
+    @pydantic.model_validator(mode='after')
+    def _one_v_objective(self) -> 'Recipe':
+        if isinstance(self.objective, dict) and 'v_objective' in self.objective.values():
+            raise ValueError("objective: v_objective is for all channels, as the model that it asks knows no other")
+        return self
 
     def objective_of(self, channel: str) -> ObjectiveName:
         """The objective of one channel; margin, where others are named but not this one."""
@@ -198,7 +210,7 @@ class Recipe(_Section):
         """The keys that change a stored vector."""
         keep = ('objective', 'chunk_seconds', 'silence_db', 'channels', 'block_norm', 'projection', 'song_phases')
         dumped = self.model_dump(mode='json')
-        kept = {key: dumped[key] for key in keep}
+        kept = {key: dumped[key] for key in (*keep, 'draws') if key in dumped}
         if any(self.projection.keeps_lengths(channel) for channel in self.channels):
             kept['lengths'] = 'kept'  # the same keys once meant vectors of length 1
         return kept
@@ -247,6 +259,14 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
         mask_prompt=True, prompt_apart=True, query_phases=4,
         projection=dict(kind='fitted', dim=512, block_width={'P': 64, 'M': 256}, center=False, residual_dim=None),
         scoring=dict(method='kernel', ridge=0.3), gate=dict(kind='calibrated', noise_floor='measured')),
+    # Of a latent diffusion model (Stable Audio's classes): v-loss gradients of the self attention and of the output
+    # projection, otherwise as `default`; the printed gate, on a measured noise floor.
+    'dit': dict(
+        name='dit', objective='v_objective', draws=32, block_norm=True, checkpoints='all',
+        channels=dict(P=[r'transformer\.transformer_blocks\.\d+\.attn1\.to_(q|k|v|out\.0)\.weight'],
+                      M=[r'transformer\.proj_out\.weight']),
+        projection=dict(kind='fitted', dim=512, block_width={'P': 64, 'M': 256}, center=False, residual_dim=None),
+        scoring=dict(method='kernel', ridge=0.3), gate=dict(kind='paper', noise_floor='measured')),
 }
 
 

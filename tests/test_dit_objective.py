@@ -36,7 +36,7 @@ def by_hand(dit, example, draw, seed, mask=None):
                            encoder_hidden_states=torch.cat([out.text_hidden_states * kept[..., None], *timing], 1),
                            rotary_embedding=rotary).sample[0]
     mask = torch.arange(dit.frames) < example.valid_frames if mask is None else mask
-    return float((said - v)[:, mask].square().mean())
+    return float((said.detach() - v)[:, mask].square().mean())
 
 
 def test_losses_are_the_formula(dit):
