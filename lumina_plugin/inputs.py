@@ -31,7 +31,7 @@ def resolve_paths(cfg: omegaconf.DictConfig) -> None:
     Names that are no paths stay as they are: `//sig/...`, `//reference/...`, `lumina//tiny`, a hub's.
     """
     for key in (*(f'datasource.{split}' for split in _SPLITS), 'fingerprint.catalogue', 'fingerprint.outside',
-                'lumina.codes_cache'):
+                'lumina.codes_cache', 'lumina.latents_cache'):
         value = omegaconf.OmegaConf.select(cfg, key)
         if value and value not in (GENERATED, NONE):
             omegaconf.OmegaConf.update(cfg, key, git_save.to_absolute_path(os.path.expanduser(value)))
@@ -120,7 +120,7 @@ def check_inputs(cfg: omegaconf.DictConfig, folder: Path, runs: Path) -> None:
             a recipe that is not usable or not the one of the run's store.
     """
     resolve_paths(cfg)
-    stages = ['valid', 'evaluate', 'generate'] + ['fingerprint'] * (cfg.solver == 'lumina')
+    stages = ['valid', 'evaluate', 'generate'] + ['fingerprint'] * (cfg.solver in ('lumina', 'lumina_dit'))
     if cfg.execute_only and cfg.execute_only not in stages:
         raise LuminaError(f"execute_only is {cfg.execute_only}, which solver={cfg.solver} cannot run alone: choose "
                           f"{', '.join(stages)}.")

@@ -167,6 +167,8 @@ def changed_songs(fingerprinter: Fingerprinter, reducers: tp.Mapping[str, BlockR
         prepared (PreparedCatalogue): Where they are read; its tokenizer's cache remembers their codes.
         songs (sequence of Song): The songs to choose from, at equal distances.
     """
+    if not reducers:
+        return {}
     cache = prepared.tokenizer.cache
     maker = Maker(prepared.tokenizer, fingerprinter.lm, None if cache is None else cache / 'changed')
     found = {}

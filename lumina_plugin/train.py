@@ -47,12 +47,17 @@ def resolve_device(cfg: omegaconf.DictConfig) -> None:
 
 
 def prepare_data(cfg: omegaconf.DictConfig) -> None:
-    """Render the songs that the tiny codec learns from, if this is its training, and check that all data is there."""
-    if cfg.solver == 'lumina_compression' and cfg.codec.songs:
+    """Render the songs that the tiny codec or autoencoder learns from, if this is its training, and check that all data
+    is there."""
+    if cfg.solver in ('lumina_compression', 'lumina_oobleck') and cfg.codec.songs:
         from .embedded import build_embedded
         folder = git_save.to_absolute_path(cfg.lumina.catalogue)
         # Cached: with the songs there, this only looks at their sizes.
         build_embedded(folder, extra=cfg.codec.songs, progress=flashy.distrib.is_rank_zero())
+    if cfg.solver == 'lumina_dit' and cfg.lumina.render and str(cfg.datasource.train).startswith(
+            str(cfg.lumina.catalogue)):
+        from .embedded import build_embedded
+        build_embedded(git_save.to_absolute_path(cfg.lumina.catalogue), progress=flashy.distrib.is_rank_zero())
     resolve_config_dset_paths(cfg)
 
 
@@ -79,14 +84,20 @@ def get_solver(cfg: omegaconf.DictConfig):
     if cfg.solver == 'lumina_compression':
         from .codec_solver import LuminaCompressionSolver
         return LuminaCompressionSolver(cfg)
+    if cfg.solver == 'lumina_dit':
+        from .dit.solver import LuminaDiTSolver
+        return LuminaDiTSolver(cfg)
+    if cfg.solver == 'lumina_oobleck':
+        from .dit.oobleck_solver import LuminaOobleckSolver
+        return LuminaOobleckSolver(cfg)
     from audiocraft import solvers
     try:
         return solvers.get_solver(cfg)
     except KeyError as error:
         if error.args != (cfg.solver,):
             raise
-        raise LuminaError(f"solver is {cfg.solver!r}, which is unknown: choose lumina, musicgen, compression or "
-                          "lumina_compression.") from None
+        raise LuminaError(f"solver is {cfg.solver!r}, which is unknown: choose lumina, lumina_dit, musicgen, "
+                          "compression, lumina_compression or lumina_oobleck.") from None
 
 
 def get_solver_from_xp(xp: XP, override_cfg: tp.Optional[tp.Union[dict, omegaconf.DictConfig]] = None,

@@ -1,16 +1,20 @@
 """Small instances of diffusers' own Stable Audio classes, for tests."""
 
 import typing as tp
+from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from lumina_plugin import compat
 
 compat.install()
 
-from lumina_plugin.dit.loading import build_dit  # noqa: E402  (after the shims)
+from lumina_plugin.atomic import write_json  # noqa: E402  (after the shims)
+from lumina_plugin.dit.loading import build_dit  # noqa: E402
 from lumina_plugin.dit.model import Denoiser, LatentDiT, LatentExample  # noqa: E402
+from lumina_plugin.dit.oobleck import oobleck_hash  # noqa: E402
 
 SECTION: tp.Dict[str, tp.Any] = dict(
     autoencoder='lumina//oobleck', condition_dim=16, max_seconds=8, windows=1, text=dict(dim=16, length=12, seed=0),
@@ -43,6 +47,16 @@ def tiny_dit(seed: int = 0, text: bool = True) -> LatentDiT:
     dit = LatentDiT(Denoiser(transformer, projection), tiny_autoencoder(seed), encoder, 'tiny')
     dit.denoiser.eval()
     return dit
+
+
+def write_autoencoder(folder: Path) -> Path:
+    """A random autoencoder as the package ships its own."""
+    vae = tiny_autoencoder()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in vae.state_dict().items()}, folder / 'tiny.safetensors')
+    architecture = {key: value for key, value in dict(vae.config).items() if not key.startswith('_')}
+    return write_json(folder / 'tiny.json', {'format': 1, 'name': 'tiny', 'weights': 'tiny.safetensors',
+                                             'hash': oobleck_hash(vae), 'architecture': architecture})
 
 
 def tiny_examples(dit: LatentDiT, count: int = 3, seed: int = 0) -> tp.List[LatentExample]:

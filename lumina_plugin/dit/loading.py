@@ -38,7 +38,7 @@ def from_pretrained(name: tp.Union[str, Path], device: tp.Union[str, torch.devic
 
     Args:
         name (str or Path): A folder or a hub's name. options: Of diffusers' `from_pretrained` (`revision`, `token`,
-            `cache_dir`, `torch_dtype`, ...).
+            `cache_dir`, `dtype`, ...).
     Raises:
         LuminaError: when it cannot be fetched or read.
     """
@@ -47,7 +47,7 @@ def from_pretrained(name: tp.Union[str, Path], device: tp.Union[str, torch.devic
     try:
         # A scheduler of our own in place of the stored one: that needs torchsde, and sampling here needs neither.
         pipeline: tp.Any = StableAudioPipeline.from_pretrained(
-            str(name), **{'torch_dtype': torch.float32, 'scheduler': EDMDPMSolverMultistepScheduler(), **options})
+            str(name), **{'dtype': torch.float32, 'scheduler': EDMDPMSolverMultistepScheduler(), **options})
     except Exception as error:  # of a hub, a connection or a file
         raise LuminaError(f"{name} cannot be loaded as a Stable Audio pipeline ({_first_line(error)}): check the name, "
                           "the connection, and whether its licence was accepted on the hub.") from error

@@ -124,7 +124,7 @@ def load_oobleck(source: tp.Union[str, Path] = SHIPPED_NAME, device: tp.Union[st
         from diffusers import AutoencoderOobleck
         try:
             sub = 'vae' if not Path(name).is_dir() or (Path(name) / 'vae').is_dir() else None
-            vae = AutoencoderOobleck.from_pretrained(name, subfolder=sub, torch_dtype=torch.float32)
+            vae = AutoencoderOobleck.from_pretrained(name, subfolder=sub, dtype=torch.float32)
         except Exception as error:  # of a hub, a connection or a file
             raise LuminaError(f"The autoencoder {name} cannot be loaded ({_first_line(error)}): check the name and "
                               f"the connection, or use {SHIPPED_NAME}.") from error
