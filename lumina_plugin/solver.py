@@ -31,6 +31,7 @@ from .fingerprint import Fingerprinter
 from .hashing import state_hash
 from .inputs import BORROWED, recipes_of
 from .models import licence_note
+from .monitoring import checkpoint_figures
 from .null_pass import recordings_of, run_null, with_generations
 from .origins import Origin, origins_of, songs_hash
 from .outside import Outside, gather
@@ -191,7 +192,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
 
     def get_formatter(self, stage_name: str) -> flashy.Formatter:
         if stage_name == 'fingerprint':
-            return flashy.Formatter({'seconds': '.1f', 'songs': '.0f', 'rank_*': '.0f'})
+            return flashy.Formatter({'seconds': '.1f', 'songs': '.0f', 'rank_*': '.0f', 'spread_*': '.3f',
+                                     'alike_*': '.2f', 'hubs_*': '.1f'})
         return super().get_formatter(stage_name)
 
     def run_epoch(self) -> None:
@@ -246,7 +248,7 @@ class LuminaMusicGenSolver(MusicGenSolver):
         Args:
             epoch (int, optional): Epoch that these weights ended; the current one unless given.
         Returns:
-            dict: songs, seconds, rank per channel of the last recipe.
+            dict: songs, seconds, and of the last recipe the rank per channel and `monitoring.checkpoint_figures`.
         Raises:
             LuminaError: bad input; in the other processes, any failure of one.
         """
@@ -278,8 +280,8 @@ class LuminaMusicGenSolver(MusicGenSolver):
         metrics = run_pass(fingerprinter, prepared, FingerprintStore.open(path), info, weights, workers)
         if workers.first:
             self._measure_chance(fingerprinter, prepared, FingerprintStore.open(path), info.name)
-        workers.barrier()
-        return metrics
+            metrics.update(checkpoint_figures(FingerprintStore.open(path), info.name, recipe))
+        return workers.broadcast(metrics)
 
     def _measure_chance(self, fingerprinter: Fingerprinter, prepared: PreparedCatalogue, store: FingerprintStore,
                         checkpoint: str) -> None:
