@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import json
+import re
 import typing as tp
 import uuid
 from pathlib import Path
@@ -14,6 +15,7 @@ import rich.box
 import rich.console
 import rich.table
 import rich.text
+from markupsafe import Markup, escape
 
 from ..atomic import write_atomic
 from ..errors import LuminaError
@@ -76,7 +78,13 @@ def environment() -> jinja2.Environment:
     for name in ('clean', 'percent', 'confidence', 'number', 'seconds', 'odds', 'between', 'song_count',
                  'recording_count', 'file_count'):
         environment.filters[name] = getattr(words, name)
+    environment.filters['coded'] = _coded
     return environment
+
+
+def _coded(text: str) -> Markup:
+    """A sentence, escaped, with what stands between backticks as code."""
+    return Markup(re.sub('`([^`]+)`', r'<code>\1</code>', str(escape(text))))
 
 
 def _channel_view(key: str, channel: ChannelReport, silent: bool, limit: int) -> tp.Dict[str, tp.Any]:
