@@ -224,3 +224,28 @@ def test_file_sha256(tmp_path):
     assert audio.file_sha256(tmp_path / 'a') == hashlib.sha256(b'x' * 3_000_000).hexdigest()
     with pytest.raises(LuminaError, match='gone'):
         audio.file_sha256(tmp_path / 'gone')
+
+
+@pytest.mark.parametrize('name', ['song.m3u8', 'song.m4a'])
+def test_a_playlist_that_calls_itself_a_recording_fetches_nothing(name, tmp_path):
+    """ffmpeg tells a playlist by its content, whatever its name; docs/security.md promises that no address is asked."""
+    import http.server
+    import threading
+    asked = []
+
+    class Listening(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(('127.0.0.1', 0), Listening) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/secret.ts'
+        (tmp_path / name).write_text(f'#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}\n#EXT-X-ENDLIST\n')
+        with pytest.raises(LuminaError, match='cannot be read as audio'):
+            audio.read_audio(tmp_path / name)
+        server.shutdown()
+    assert asked == []
