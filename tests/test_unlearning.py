@@ -18,7 +18,7 @@ from lumina_plugin.unlearning.embeddings import frechet, pick_targets
 from lumina_plugin.unlearning.fisher import Diagonal, Identity, adam_fisher, diagonal_fisher, kronecker_fisher
 from lumina_plugin.unlearning.kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses
 from lumina_plugin.unlearning.masks import MaskedSong, Masker, Piece, frame_levels
-from lumina_plugin.unlearning.opened import Subject, has_layers
+from lumina_plugin.unlearning.musicgen import MusicGenSubject
 from lumina_plugin.unlearning.recipe import unlearning_recipe
 from lumina_plugin.unlearning.scoring import Unlearner
 from lumina_plugin.unlearning.step import forget, lent_to, loss_of, norm
@@ -348,7 +348,7 @@ def test_silence_is_masked_and_an_empty_mask_names_the_song(lm):
 
 def test_the_three_masks(lm):
     codec, _ = build_codec()
-    subject = Subject(None, lm, codec, build_songs(lm, 2))
+    subject = MusicGenSubject(Path('x'), lm, codec, build_songs(lm, 2))
     song = subject.songs[0]
     for mask, query, songs in (('none', False, False), ('mixed', True, False), ('both', True, True)):
         recipe = unlearning_recipe('default', mask=mask)
@@ -418,8 +418,10 @@ def test_recipes_take_one_size():
 
 
 def test_layer_groups_that_a_model_has(lm):
-    assert has_layers(lm, 'P') and has_layers(lm, 'all') and not has_layers(lm, 'cross_attention')
-    assert has_layers(build_lm(fuse='cross'), 'cross_attention_key_value')
+    def has(lm, layers):
+        return MusicGenSubject(Path('x'), lm, None, []).has_layers(layers)
+    assert has(lm, 'P') and has(lm, 'all') and not has(lm, 'cross_attention')
+    assert has(build_lm(fuse='cross'), 'cross_attention_key_value')
 
 
 # -- embeddings -------------------------------------------------------------------------------------------------------

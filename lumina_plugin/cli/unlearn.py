@@ -104,7 +104,8 @@ def fisher(
     from ..prepared import progress_bar
     from ..unlearning.kept import path_of
     from ..unlearning.opened import open_subject
-    chosen, subject = recipe_of(recipe, settings), open_subject(model, device, checkpoint)
+    subject = open_subject(model, device, checkpoint)
+    chosen = subject.adapted(recipe_of(recipe, settings))
     begun = time.perf_counter()
     found = subject.unlearner(chosen, progress_bar)
     seconds = time.perf_counter() - begun
@@ -138,16 +139,15 @@ def attribute(
     from ..workflows import quickstart_run
     chosen = recipe_of(recipe, settings)
     subject = open_subject(model or str(quickstart_run()), device, checkpoint)
-    pieces = module.query_pieces(subject, files)
+    pieces = subject.pieces(files)
     attributor = _attributor(subject, store) if fast else None
-    for answer in module.attribute(subject, chosen, pieces, out, attributor, fisher, part):
+    for answer in module.attribute(subject, subject.adapted(chosen), pieces, out, attributor, fisher, part):
         folder = module.save_answer(out, answer)
         print(module.markdown(answer))
         print(f'Written: {folder}/{answer.query}.md, .json, .png, .csv\n')
 
 
 def _attributor(subject: tp.Any, store: tp.Optional[Path]) -> tp.Any:
-    from ..attribution import Attributor
     from ..errors import LuminaError
     from ..models import run_stores
     from ..store import FingerprintStore
@@ -155,7 +155,7 @@ def _attributor(subject: tp.Any, store: tp.Optional[Path]) -> tp.Any:
     if found is None:
         raise LuminaError(f"--fast needs fingerprints, and run {subject.folder.name} has none; make them with `lumina "
                           f"fingerprint {subject.folder.name}`, or leave --fast away.")
-    return Attributor(subject.lm, subject.codec, FingerprintStore.open(found))
+    return subject.attributor(FingerprintStore.open(found))
 
 
 @unlearn_app.command('self')
@@ -180,14 +180,15 @@ def own(
     """
     from ..unlearning import own as module
     from ..unlearning.embeddings import embedder
-    from ..unlearning.opened import LAYERS, has_layers, open_subject
+    from ..unlearning.opened import open_subject
     from ..unlearning.recipe import unlearning_recipe
+    from ..unlearning.subject import LAYERS
     subject = open_subject(model, device, checkpoint)
-    groups = layers or [one for one in LAYERS if has_layers(subject.lm, one)]
+    groups = layers or [one for one in LAYERS if subject.has_layers(one)]
     fixed = dict(map(_setting, settings or []))
-    recipes = [unlearning_recipe(recipe, **{**fixed, 'layers': group, 'mask': one})
+    recipes = [subject.adapted(unlearning_recipe(recipe, **{**fixed, 'layers': group, 'mask': one}))
                for group in groups for one in (mask or ['mixed', 'both', 'none'])]
-    found = module.measure(subject, recipes, embedder(subject.codec, embedding, clap), out, targets, generations, moved)
+    found = module.measure(subject, recipes, embedder(subject.sound, embedding, clap), out, targets, generations, moved)
     folder = module.save_own(out, found)
     print(module.markdown(found))
     print(f'Written: {folder}/self.md, self.json, self.png')

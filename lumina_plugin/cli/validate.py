@@ -82,7 +82,8 @@ def lds(
         help="What else to score, parted by commas: clap=FOLDER (or a hub name), clews=FOLDER; lpips and rps need "
              "nothing and are always there.")] = '',
 ) -> None:
-    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, TracIn and baselines.
+    """Do the scores foretell what retraining did? Every store beside the run's checkpoints, unlearning, TracIn and
+    baselines.
 
     Writes lds.md, lds.json and lds.png. Make stores to compare with `lumina fingerprint RUN --recipe … --set …`.
     """
@@ -93,6 +94,7 @@ def lds(
     from ..catalogue_pass import run_songs
     from ..errors import LuminaError
     from ..models import load_musicgen, run_folder, run_stores
+    from ..unlearning.method import unlearning_methods
     from ..validation import black_boxes
     from ..validation import methods as known
     from ..validation.judge import judge
@@ -117,7 +119,7 @@ def lds(
     checkpoints = run_checkpoints(run, musicgen.lm)
     chosen += peer_methods(musicgen.lm, checkpoints, songs) if peers else []
     seconds = {track.id: track.duration for track in catalogue}
-    chosen += [TracIn(musicgen.lm, checkpoints, songs),
+    chosen += [TracIn(musicgen.lm, checkpoints, songs), *unlearning_methods(musicgen, run, songs),
                *other_methods(baselines, musicgen.lm, musicgen.compression_model, songs),
                black_boxes.CodeHistogram(songs, musicgen.lm.card),
                black_boxes.MelStatistics(songs, musicgen.compression_model),

@@ -5,6 +5,7 @@ left out on purpose: with G = Σ δ hᵀ, δ at the transformer's output and h w
 (1 + W_c)ᵀ G for `proj_out` and G W_pᵀ for the convolution, so that the second says nothing that the first does not.
 """
 
+import copy
 import typing as tp
 
 import torch
@@ -32,19 +33,21 @@ class _Asked(tp.NamedTuple):
 class _DiffusionModel(nn.Module):
     """A denoiser and its objective as one module, so that `functional_call` can lend it other weights."""
 
-    def __init__(self, lm: nn.Module, draws: int, seed: int):
+    def __init__(self, lm: nn.Module, draws: tp.Sequence[int], seed: int):
         super().__init__()
         self.lm, self.draws, self.seed = lm, draws, seed
 
     def forward(self, asked: _Asked) -> torch.Tensor:
-        """Loss per example, [B], with the backward pass of every draw already done; one draw is held at a time."""
+        """Loss per example, [B], with the backward pass of every draw already done where gradients are on; one draw is
+        held at a time."""
         total = asked.latents.new_zeros(len(asked.latents))
-        for draw in range(self.draws):
+        for draw in self.draws:
             eps = noise(draw, self.seed, *asked.latents.shape[1:]).to(asked.latents)
             t = asked.latents.new_full((len(asked.latents),), angle_time(draw, self.seed))
             errors = v_errors(self.lm, asked.latents, eps.expand_as(asked.latents), t, asked.conditions)
-            values = (errors * asked.weights).sum(1) / self.draws
-            values.sum().backward()
+            values = (errors * asked.weights).sum(1) / len(self.draws)
+            if torch.is_grad_enabled():
+                values.sum().backward()
             total = total + values.detach()
         return total
 
@@ -72,7 +75,7 @@ class DiTFingerprinter(Fingerprinter):
         self.dit, self.projections = dit, projections
         self._prepare(dit.denoiser, recipe, weights, batch_size)
         self.channels = resolve_channels(dit.denoiser, recipe.channels)
-        self._model = _DiffusionModel(dit.denoiser, recipe.draws, recipe.projection.seed)
+        self._model = _DiffusionModel(dit.denoiser, range(recipe.draws), recipe.projection.seed)
 
     def alone(self, channel: str) -> 'DiTFingerprinter':
         recipe = self.recipe.model_copy(update={'channels': {channel: self.recipe.channels[channel]}})
@@ -81,15 +84,37 @@ class DiTFingerprinter(Fingerprinter):
 
     def gradients(self, examples: tp.Sequence[tp.Any], reducers: tp.Mapping[str, Reducer]) -> Gradients:
         """Reduced per-example gradients of one batch, by block name, each [B, o', i']."""
-        rows: tp.Sequence[LatentExample] = examples
         blocks: tp.Dict[str, Block] = self.blocks
-        asked = _Asked(torch.stack([e.latents for e in rows]).to(self.device),
-                       frame_weights(rows, None, self.dit.frames).to(self.device), self.dit.conditions(rows))
+        asked = self._asked(examples)
         weights = {name: block.of(self._state, 'lm.') for name, block in blocks.items()}
         capture = GradientCapture(weights, {name: reducers[name] for name in weights})
         with _undisturbed(self.lm), torch.enable_grad(), capture:
             torch.func.functional_call(self._model, self._state, tie_weights=False, args=(asked,))
         return capture.collect()
+
+    def values(self, examples: tp.Sequence[tp.Any], objective: tp.Optional[str] = None) -> torch.Tensor:
+        """The v-loss of examples, without any gradient: [n], on the CPU. There is no other `objective` here."""
+        if objective not in (None, V_OBJECTIVE):
+            raise LuminaError(f"A latent diffusion model cannot answer the objective {objective}; use {V_OBJECTIVE}.")
+
+        def ask(batch: tp.Sequence[tp.Any]) -> torch.Tensor:
+            with _undisturbed(self.lm), torch.no_grad():
+                return torch.func.functional_call(self._model, self._state, tie_weights=False,
+                                                  args=(self._asked(batch),))
+        found = torch.zeros(len(examples))
+        for index, values in self._in_batches(examples, ask):
+            found[index] = values.float().cpu()
+        return found
+
+    def at_draw(self, draw: int) -> 'DiTFingerprinter':
+        """The same, asked at one of its draws alone."""
+        other = copy.copy(self)
+        other._model = _DiffusionModel(self.dit.denoiser, [draw], self._model.seed)
+        return other
+
+    def _asked(self, examples: tp.Sequence[LatentExample]) -> _Asked:
+        return _Asked(torch.stack([e.latents for e in examples]).to(self.device),
+                      frame_weights(examples, None, self.dit.frames).to(self.device), self.dit.conditions(examples))
 
     def _kinds(self, examples: tp.Sequence[tp.Any]) -> tp.List[int]:
         """All windows have one length, and share a pass."""

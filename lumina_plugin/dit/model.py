@@ -27,6 +27,7 @@ class LatentExample:
         seconds (float): Length of the whole recording, as the timing condition tells it.
         text (str, optional): Description. id (str): Of the song.
         start (float): Seconds at which the window begins.
+        counted (torch.Tensor, optional): True for valid frames that count in a loss, [T]; all of them unless given.
     """
     latents: torch.Tensor
     valid_frames: int
@@ -34,11 +35,14 @@ class LatentExample:
     text: tp.Optional[str]
     id: str
     start: float = 0.
+    counted: tp.Optional[torch.Tensor] = None
 
     @property
     def weight(self) -> float:
-        """Windows of a song are averaged with these weights."""
-        return float(self.valid_frames)
+        """Windows of a song are averaged with these weights: the frames that count."""
+        if self.counted is None:
+            return float(self.valid_frames)
+        return float(self.counted[:self.valid_frames].sum())
 
 
 class Conditions(tp.NamedTuple):

@@ -76,6 +76,7 @@ def frame_weights(examples: tp.Sequence[LatentExample], masks: Masks, frames: in
     for index, example in enumerate(examples):
         if masks is None:
             row = (torch.arange(frames) < example.valid_frames).float()
+            row = row if example.counted is None else row * example.counted.float()
         else:
             row = masks[index].detach().cpu().float()
         if row.shape != (frames,) or not bool((row >= 0).all()):

@@ -9,17 +9,15 @@ import numpy as np
 
 from ..atomic import write_atomic
 from ..errors import LuminaError
-from ..hashing import codes_hash, state_hash
+from ..hashing import state_hash
 from ..prepared import progress_bar
 from ..statistics import standardised_scores
 from ..validation.results import kept_parts, png, save, table
+from .kept import songs_hash
 from .masks import Piece
-from .opened import Subject
 from .recipe import UnlearningRecipe
 from .scoring import FloatArray, Unlearner
-
-if tp.TYPE_CHECKING:
-    from ..attribution import Attributor
+from .subject import Subject
 
 SHORT = 0.05  # of the songs, by fingerprints
 SHOWN = 20
@@ -53,32 +51,12 @@ class Answer:
         return [int(i) for i in asked[np.argsort(-self.scores[asked], kind='stable')]]
 
 
-def query_pieces(subject: Subject, files: tp.Sequence[Path]) -> tp.List[Piece]:
-    """Recordings as queries, in chunks of ten seconds without their silent ones.
-
-    Raises:
-        LuminaError: when one cannot be read or is silent.
-    """
-    from ..conditions import attributes_for
-    from ..gradients import Example
-    if subject.tokenizer is None:
-        raise ValueError("a subject without a tokenizer reads no recordings")
-    found = []
-    for file in files:
-        tokenized = subject.tokenizer.file(file)
-        if tokenized.silent:
-            raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
-        found.append(Piece(file.stem, [Example(chunk.codes, 0, chunk.frames, attributes_for(subject.lm, None))
-                                       for chunk in tokenized.chunks if not chunk.silent]))
-    return found
-
-
-def shortlists(attributor: 'Attributor', subject: Subject, pieces: tp.Sequence[Piece], part: float = SHORT
+def shortlists(attributor: tp.Any, subject: Subject, pieces: tp.Sequence[Piece], part: float = SHORT
                ) -> tp.List[tp.List[int]]:
     """Of each query, the songs with the highest fingerprint scores, channels together.
 
     Args:
-        attributor (Attributor): With a store of the same songs. part (float): Of the songs, at least ten.
+        attributor: With a store of the same songs. part (float): Of the songs, at least ten.
     Raises:
         LuminaError: when the store lacks a song.
     """
@@ -90,19 +68,19 @@ def shortlists(attributor: 'Attributor', subject: Subject, pieces: tp.Sequence[P
     order, found = [place[song.id] for song in subject.songs], []
     count = min(len(order), max(10, math.ceil(part * len(order))))
     for piece in pieces:
-        by_channel = attributor.scores(list(piece.examples), 0)
+        by_channel = subject.fingerprint_scores(attributor, piece)
         joined = np.sum([standardised_scores(rows[order]) for rows in by_channel.values()], axis=0)
         found.append([int(i) for i in np.argsort(-joined, kind='stable')[:count]])
     return found
 
 
 def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path,
-              attributor: tp.Optional['Attributor'] = None, fisher: tp.Optional[Path] = None,
+              attributor: tp.Any = None, fisher: tp.Optional[Path] = None,
               part: float = SHORT) -> tp.List[Answer]:
     """Forget each query and score the songs; what an earlier call has finished is read.
 
     Args:
-        pieces (sequence of Piece): Queries. attributor (Attributor, optional): Score its shortlist alone.
+        pieces (sequence of Piece): Queries. attributor (optional): Score its shortlist alone.
         fisher (Path, optional): A file of Fisher information to use.
     """
     if not pieces:
@@ -115,9 +93,9 @@ def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Pi
         among = shortlists(attributor, subject, some, part) if attributor is not None else None
         found = opened[0].scores([subject.query_of(piece, recipe) for piece in some], among)
         return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    settings = {'recipe': recipe.hash, 'model': state_hash(subject.state or subject.lm.state_dict()),
+    settings = {'recipe': recipe.hash, 'model': state_hash(subject.weights),
              'songs': [song.id for song in subject.songs], 'fast': attributor.store.hash if attributor else None,
-             'part': part, 'queries': [[piece.id, *(codes_hash(e.codes) for e in piece.examples)] for piece in pieces]}
+             'part': part, 'queries': [[piece.id, songs_hash([piece])] for piece in pieces]}
     kept = kept_parts(out / 'kept', settings, list(pieces), make, 'unlearning', 4)
     ids = [song.id for song in subject.songs]
     facts = {name: kept[name] for name in ('lr', 'relative', 'before', 'after')}

@@ -29,7 +29,7 @@ from ..validation.queries import Query
 from ..validation.ranking import row_spearman
 from ..validation.results import kept_parts
 from ..validation.truth import FloatArray, GroundTruth
-from .method import Unlearning
+from .method import Unlearning, unlearning_methods
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,13 @@ def _black_boxes(setting: Setting) -> tp.List[Method]:
     return [CodeHistogram(setting.songs, musicgen.lm.card), MelStatistics(setting.songs, musicgen.compression_model)]
 
 
-FACTORIES: tp.Dict[str, Factory] = {'lumina': _lumina, 'baselines': _baselines, 'black boxes': _black_boxes}
+def _unlearning(setting: Setting) -> tp.List[Method]:
+    opened = setting.opened
+    return unlearning_methods(opened.musicgen, opened.run, setting.songs)
+
+
+FACTORIES: tp.Dict[str, Factory] = {'lumina': _lumina, 'unlearning': _unlearning, 'baselines': _baselines,
+                                    'black boxes': _black_boxes}
 
 
 def methods_of(setting: Setting) -> tp.List[Method]:

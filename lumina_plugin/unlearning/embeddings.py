@@ -5,110 +5,113 @@ folder, else the latents of the model's own codec, averaged over windows of a se
 """
 
 import dataclasses
+import importlib.util
 import typing as tp
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..errors import LuminaError
+
 FloatArray = npt.NDArray[np.float64]
 WINDOW = 1.  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedder:
-    """Codes to vectors.
+class Sound:
+    """How codes [K, T] or latents [C, T] become sound.
 
     Args:
-        name (str): Of what embeds, for tables. windows (callable): Codes [K, T] to vectors [windows, D].
+        name (str): Of the latents, for tables. latents (callable): To [D, T]. decode (callable): To samples [S].
+        sample_rate (int): Of the samples. frame_rate (float): Of the latents.
+    """
+    name: str
+    latents: tp.Callable[[torch.Tensor], torch.Tensor]
+    decode: tp.Callable[[torch.Tensor], torch.Tensor]
+    sample_rate: int
+    frame_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """Codes or latents to vectors.
+
+    Args:
+        name (str): Of what embeds, for tables. windows (callable): One chunk to vectors [windows, D].
     """
     name: str
     windows: tp.Callable[[torch.Tensor], FloatArray]
 
-    def song(self, codes: tp.Sequence[torch.Tensor]) -> FloatArray:
+    def song(self, chunks: tp.Sequence[torch.Tensor]) -> FloatArray:
         """Mean and spread over all windows of a song's chunks, [2 D]."""
-        rows = np.concatenate([self.windows(one) for one in codes])
+        rows = np.concatenate([self.windows(one) for one in chunks])
         return np.concatenate([rows.mean(0), rows.std(0)])
 
 
-def codec_embedder(codec: tp.Any) -> Embedder:
-    """Latents of a codec.
-
-    Args:
-        codec: audiocraft `CompressionModel`.
-    """
-    frames = max(1, round(WINDOW * codec.frame_rate))
+def codec_sound(codec: tp.Any) -> Sound:
+    """Codes of an audiocraft `CompressionModel`."""
     device = next(iter(codec.parameters())).device
 
     @torch.no_grad()
-    def windows(codes: torch.Tensor) -> FloatArray:
-        latents = codec.decode_latent(codes[None].to(device))[0].double().cpu()  # [D, T]
-        whole = max(1, latents.shape[-1] // frames)
-        return np.stack([part.mean(-1).numpy() for part in latents[:, :whole * frames].split(frames, dim=-1)])
-    return Embedder("latents of the model's codec", windows)
+    def latents(codes: torch.Tensor) -> torch.Tensor:
+        return tp.cast(torch.Tensor, codec.decode_latent(codes[None].to(device))[0].cpu())
+
+    @torch.no_grad()
+    def decode(codes: torch.Tensor) -> torch.Tensor:
+        return tp.cast(torch.Tensor, codec.decode(codes[None].to(device))[0].mean(0).cpu())
+    return Sound("latents of the model's codec", latents, decode, codec.sample_rate, codec.frame_rate)
 
 
-def embedder(codec: tp.Any, kind: str = 'auto', clap: tp.Optional[str] = None) -> Embedder:
+def embedder(sound: Sound, kind: str = 'auto', clap: tp.Optional[str] = None) -> Embedder:
     """The best embedder that is there, or the one of a kind: auto, openl3, clap, codec.
 
     Raises:
         LuminaError: when the kind asked for is not there.
     """
-    import importlib.util
-
-    from ..errors import LuminaError
     has_openl3 = importlib.util.find_spec('openl3') is not None
     if kind == 'openl3' or kind == 'auto' and has_openl3:
         if not has_openl3:
             raise LuminaError("openl3 is not installed; install it, or choose the embedding clap or codec.")
-        return _openl3(codec)
+        return _openl3(sound)
     if kind == 'clap' or kind == 'auto' and clap is not None:
         if clap is None:
             raise LuminaError("The embedding clap needs a folder or a hub name; give --clap.")
-        return _clap(codec, clap)
+        return _clap(sound, clap)
     if kind not in ('auto', 'codec'):
         raise LuminaError(f"There is no embedding '{kind}'; choose openl3, clap or codec.")
-    return codec_embedder(codec)
+    return _latents(sound)
 
 
-def _decoded(codec: tp.Any, codes: torch.Tensor) -> torch.Tensor:
-    device = next(iter(codec.parameters())).device
-    with torch.no_grad():
-        return tp.cast(torch.Tensor, codec.decode(codes[None].to(device))[0].mean(0).cpu())  # [S]
+def _latents(sound: Sound) -> Embedder:
+    frames = max(1, round(WINDOW * sound.frame_rate))
+
+    def windows(chunk: torch.Tensor) -> FloatArray:
+        found = sound.latents(chunk).double()  # [D, T]
+        whole = max(1, found.shape[-1] // frames)
+        return np.stack([part.mean(-1).numpy() for part in found[:, :whole * frames].split(frames, dim=-1)])
+    return Embedder(sound.name, windows)
 
 
-def _openl3(codec: tp.Any) -> Embedder:
+def _openl3(sound: Sound) -> Embedder:
     import openl3  # type: ignore[import-not-found]
 
-    def windows(codes: torch.Tensor) -> FloatArray:
-        wav = _decoded(codec, codes).numpy()
-        found, _ = openl3.get_audio_embedding(wav, codec.sample_rate, content_type='music', embedding_size=512,
-                                              hop_size=WINDOW, verbose=False)
+    def windows(chunk: torch.Tensor) -> FloatArray:
+        found, _ = openl3.get_audio_embedding(sound.decode(chunk).numpy(), sound.sample_rate, content_type='music',
+                                              embedding_size=512, hop_size=WINDOW, verbose=False)
         return np.asarray(found, dtype=np.float64)
     return Embedder('openl3, music, 512', windows)
 
 
-def _clap(codec: tp.Any, source: str) -> Embedder:
-    from transformers import ClapModel, ClapProcessor
-
+def _clap(sound: Sound, source: str) -> Embedder:
     from ..audio import resample
-    from ..errors import LuminaError
-    try:
-        model: tp.Any = ClapModel.from_pretrained(source).eval()
-        processor: tp.Any = ClapProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise LuminaError(f"CLAP cannot be loaded from {source} ({str(error).splitlines()[0]}); name a folder with its "
-                          "weights, or choose the embedding codec.") from error
-    rate = processor.feature_extractor.sampling_rate
+    from ..baselines.clap import load_clap
+    clap = load_clap(source)
 
-    @torch.no_grad()
-    def windows(codes: torch.Tensor) -> FloatArray:
-        wav = resample(_decoded(codec, codes)[None], codec.sample_rate, rate)[0]
-        inputs = processor(audio=wav.numpy(), sampling_rate=rate, return_tensors='pt')
-        found = model.get_audio_features(**inputs)
-        found = getattr(found, 'pooler_output', found)
-        return tp.cast(FloatArray, found.double().numpy())
-    return Embedder(f'CLAP {source}', windows)
+    def windows(chunk: torch.Tensor) -> FloatArray:
+        wav = resample(sound.decode(chunk)[None], sound.sample_rate, clap.windows.sample_rate)[0]
+        return clap.embed(clap.windows.cut(wav)).double().cpu().numpy()
+    return Embedder(clap.name, windows)
 
 
 def pick_targets(rows: FloatArray, count: int, seed: int = 0) -> tp.List[int]:

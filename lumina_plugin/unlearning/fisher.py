@@ -134,17 +134,22 @@ def fisher_from(kind: str, tensors: tp.Mapping[str, torch.Tensor]) -> Fisher:
 
 # -- computing ---------------------------------------------------------------------------------------------------------
 
-def diagonal_fisher(learner: Learner, songs: Songs, progress: Progress = iter) -> Diagonal:
+def diagonal_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
+                    among: tp.Sequence[Learner] = ()) -> Diagonal:
     """Mean over songs of their squared gradients, a few songs at a time.
 
     Args:
         learner (Learner): Objective and weights. songs (sequence): Each the mean over its examples, by their weights.
+        among (sequence of Learner): Square the gradients of each of these and average them, as for the timesteps of a
+            diffusion; the learner itself unless given.
     """
-    return Diagonal(_mean_squares(learner, songs, {name: full_gradient for name in learner.blocks}, progress))
+    reducers = {name: full_gradient for name in learner.blocks}
+    return Diagonal(_mean_squares(among or [learner], songs, reducers, progress))
 
 
-def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter) -> Kronecker:
-    """Two passes: eigenvectors first, then what the songs' gradients are in their basis."""
+def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
+                     among: tp.Sequence[Learner] = ()) -> Kronecker:
+    """Two passes: eigenvectors first, then what the songs' gradients are in their basis. Arguments as above."""
     moments = {name: Moments() for name in learner.blocks}
     for group in progress(_grouped(songs)):
         for _ in learner.batches([example for song in group for example in song.examples], moments):
@@ -156,7 +161,7 @@ def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter) 
                               "layers.")
         inputs[name], outputs[name] = _eigenvectors(found.a), _eigenvectors(found.delta)
     turned = {name: TwoSided(inputs[name], outputs[name]) for name in moments}
-    return Kronecker(_mean_squares(learner, songs, turned, progress), inputs, outputs)
+    return Kronecker(_mean_squares(among or [learner], songs, turned, progress), inputs, outputs)
 
 
 def _eigenvectors(second: torch.Tensor) -> torch.Tensor:
@@ -168,13 +173,15 @@ def _grouped(songs: Songs) -> tp.List[Songs]:
     return [songs[first:first + TOGETHER] for first in range(0, len(songs), TOGETHER)]
 
 
-def _mean_squares(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any], progress: Progress) -> Tensors:
+def _mean_squares(learners: tp.Sequence[Learner], songs: Songs, reducers: tp.Mapping[str, tp.Any],
+                  progress: Progress) -> Tensors:
     total: Tensors = {}
     for group in progress(_grouped(songs)):
-        for name, gradients in song_gradients(learner, group, reducers).items():  # [n, o, i]
-            squares = gradients.float().square_().sum(0)
-            total[name] = squares if name not in total else total[name].add_(squares)
-    return {name: value / len(songs) for name, value in total.items()}
+        for learner in learners:
+            for name, gradients in song_gradients(learner, group, reducers).items():  # [n, o, i]
+                squares = gradients.float().square_().sum(0)
+                total[name] = squares if name not in total else total[name].add_(squares)
+    return {name: value / (len(songs) * len(learners)) for name, value in total.items()}
 
 
 def song_gradients(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any]) -> Tensors:

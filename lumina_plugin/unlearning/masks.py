@@ -13,6 +13,8 @@ import torch
 from ..errors import LuminaError
 from ..gradients import Example
 
+E = tp.TypeVar('E')
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
@@ -38,10 +40,10 @@ class MaskedSong:
     """A song whose examples are read, and masked, whenever they are asked for; where it counts is remembered.
 
     Args:
-        song: An `id` and `examples`. masker (Masker): What masks them.
+        song: An `id` and `examples`. masker: What masks them.
     """
 
-    def __init__(self, song: tp.Any, masker: 'Masker'):
+    def __init__(self, song: tp.Any, masker: tp.Any):
         self.id, self._song, self._masker = song.id, song, masker
         self._counted: tp.Optional[tp.List[torch.Tensor]] = None  # per example, [T] bool
 
@@ -55,18 +57,33 @@ class MaskedSong:
         examples = list(self._song.examples)
         if self._counted is None:
             self._counted = [self._masker.sounding(example) for example in examples]
-        return self._masker.left_of(self.id, examples, self._counted)
+        return list(self._masker.left_of(self.id, examples, self._counted))
 
 
 class WholeSong:
     """A song whose examples count whole, padding and silence too; read whenever they are asked for."""
 
-    def __init__(self, song: tp.Any):
-        self.id, self._song = song.id, song
+    def __init__(self, song: tp.Any, masker: tp.Any):
+        self.id, self._song, self._masker = song.id, song, masker
 
     @property
     def examples(self) -> tp.List[tp.Any]:
-        return list(Masker.whole(self._song).examples)
+        return list(self._masker.whole(self._song).examples)
+
+
+def left_of(name: str, examples: tp.Sequence[E], counted: tp.Sequence[torch.Tensor], silence_db: float) -> tp.List[E]:
+    """Examples with what counts of them [T]; those of which nothing does are left out.
+
+    Raises:
+        LuminaError: when none is left.
+    """
+    kept = [dataclasses.replace(tp.cast(tp.Any, example), counted=one)
+            for example, one in zip(examples, counted, strict=True)]
+    left = [example for example in kept if example.weight > 0]
+    if not left:
+        raise LuminaError(f"Nothing of {name} is left once padding and silence below {silence_db:g} dBFS are masked; "
+                          "leave it out, lower silence_db, or use the mask 'none'.")
+    return left
 
 
 class Masker:
@@ -94,12 +111,7 @@ class Masker:
     def left_of(self, name: str, examples: tp.Sequence[Example], counted: tp.Sequence[torch.Tensor]
                 ) -> tp.List[Example]:
         """Examples with what counts of them [T]; those of which nothing does are left out."""
-        kept = [dataclasses.replace(example, counted=one) for example, one in zip(examples, counted, strict=True)]
-        left = [example for example in kept if example.weight > 0]
-        if not left:
-            raise LuminaError(f"Nothing of {name} is left once padding and silence below {self.silence_db:g} dBFS are "
-                              "masked; leave it out, lower silence_db, or use the mask 'none'.")
-        return left
+        return left_of(name, examples, counted, self.silence_db)
 
     @staticmethod
     def whole(piece: tp.Any) -> Piece:

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from ..prepared import progress_bar
-from ..validation.methods import Indexed
+from ..validation.methods import Indexed, Method
 from ..validation.queries import Query
 from ..validation.truth import FloatArray
 from .masks import Piece
-from .opened import Subject
-from .recipe import UnlearningRecipe
+from .musicgen import MusicGenSubject
+from .recipe import PRESETS, UnlearningRecipe, unlearning_recipe
 from .scoring import Unlearnt
 
 
@@ -30,7 +30,7 @@ class Unlearning(Indexed):
         super().__init__(name or f'unlearning, {recipe.name}', [str(song.source) for song in songs])
         self.recipe, self.lm = recipe, tp.cast(nn.Module, musicgen.lm)
         pieces = [Piece(str(song.source), [song.example(self.lm, False)]) for song in songs]
-        self.subject = Subject(folder, self.lm, musicgen.compression_model, pieces, state)
+        self.subject = MusicGenSubject(folder, self.lm, musicgen.compression_model, pieces, state)
         self.found: tp.List[Unlearnt] = []  # of every call, with lengths of steps
 
     def _index(self) -> None:
@@ -48,3 +48,8 @@ class Unlearning(Indexed):
     def _bytes(self) -> float:
         tensors = self.unlearner.fisher.tensors().values()  # of the checkpoint, not of a song
         return sum(t.numel() * t.element_size() for t in tensors) / len(self.songs)
+
+
+def unlearning_methods(musicgen: tp.Any, folder: Path, songs: tp.Sequence[Query]) -> tp.List[Method]:
+    """One per preset. Arguments as for `Unlearning`."""
+    return [Unlearning(unlearning_recipe(preset), musicgen, folder, songs) for preset in PRESETS]

@@ -14,21 +14,19 @@ import numpy as np
 from ..errors import LuminaError
 from ..hashing import state_hash
 from ..prepared import progress_bar
-from ..sampling import Sampling, generate_codes
 from ..validation.lds import Interval, interval
 from ..validation.ranking import ranks_of
 from ..validation.results import Panel, dots, kept_parts, save, table
 from .embeddings import Embedder, FloatArray, frechet, pick_targets
-from .opened import Subject
 from .recipe import UnlearningRecipe
 from .scoring import Unlearner
 from .step import lent_to
+from .subject import Subject
 
 logger = logging.getLogger(__name__)
 
 TOP = 10  # songs that are compared with the target
 SEEDS = 5  # sets of generations before anything is unlearnt, whose spread is the yardstick
-SECONDS = 10.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +69,9 @@ class Own:
 
 def song_vectors(subject: Subject, embedder: Embedder) -> tp.Tuple[FloatArray, FloatArray]:
     """Every song as a vector, [N, 2 D], and all windows of all songs, [W, D]."""
-    codes = [[example.codes[:, :example.stop] for example in song.examples]
-             for song in progress_bar(subject.songs, 'listening', len(subject.songs))]
-    return np.stack([embedder.song(one) for one in codes]), \
-        np.concatenate([embedder.windows(chunk) for one in codes for chunk in one])
+    chunks = [subject.sounds(song) for song in progress_bar(subject.songs, 'listening', len(subject.songs))]
+    return np.stack([embedder.song(one) for one in chunks]), \
+        np.concatenate([embedder.windows(chunk) for one in chunks for chunk in one])
 
 
 def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: Embedder, out: Path, targets: int = 40,
@@ -88,8 +85,8 @@ def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: 
     """
     vectors, windows = song_vectors(subject, embedder)
     chosen = pick_targets(vectors, targets)
-    base = {'model': state_hash(subject.lm.state_dict() if subject.state is None else subject.state),
-            'embedding': embedder.name, 'songs': [song.id for song in subject.songs], 'seconds': SECONDS}
+    base = {'model': state_hash(subject.weights),
+            'embedding': embedder.name, 'songs': [song.id for song in subject.songs]}
     before: tp.List[float] = []
     if generations:
         def drawn(seeds: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
@@ -123,7 +120,7 @@ def _group(subject: Subject, recipe: UnlearningRecipe, embedder: Embedder, out: 
         distances = []
         for row in some:
             gone = unlearner().forget(subject.query_of(subject.songs[row], recipe))
-            with lent_to(subject.lm, unlearner().learner, gone.offsets):
+            with lent_to(subject.module, unlearner().learner, gone.offsets):
                 distances.append(_distance(subject, embedder, windows, generations, 0))
         return {'distance': np.array(distances)}
     facts = {**base, 'recipe': recipe.hash, 'targets': list(map(int, chosen))}
@@ -152,11 +149,8 @@ def _likeness(scores: FloatArray, chosen: tp.Sequence[int], vectors: FloatArray)
 
 def _distance(subject: Subject, embedder: Embedder, windows: FloatArray, generations: int, seed: int) -> float:
     """Fréchet distance of generations of the model, as it is now, to the songs."""
-    frames = round(SECONDS * subject.codec.frame_rate)
-    codes = [one for first in range(0, generations, 16)
-             for one in generate_codes(subject.lm, None, [None] * min(16, generations - first), frames,
-                                       Sampling(seed=seed), first)]
-    return frechet(np.concatenate([embedder.windows(one) for one in codes]), windows)
+    made = subject.generated(generations, seed)
+    return frechet(np.concatenate([embedder.windows(one) for one in made]), windows)
 
 
 def markdown(own: Own) -> str:

@@ -10,7 +10,7 @@ from ..errors import LuminaError
 
 Mask = tp.Literal['none', 'both', 'mixed']
 FisherKind = tp.Literal['diagonal', 'adam', 'kronecker', 'identity']
-Objective = tp.Literal['cross_entropy', 'margin', 'velocity']
+Objective = tp.Literal['cross_entropy', 'margin', 'v_objective']
 
 
 class UnlearningRecipe(pydantic.BaseModel):
@@ -35,6 +35,8 @@ class UnlearningRecipe(pydantic.BaseModel):
     relative: tp.Optional[float] = pydantic.Field(
         None, gt=0., description="length of the way, were it straight, as a part of the weights' length: it gives lr")
     steps: int = pydantic.Field(1, ge=1, le=1000)
+    draws: int = pydantic.Field(64, ge=1, description="diffusion: fixed timesteps and noises of a loss; 2048 in print")
+    fisher_draws: int = pydantic.Field(16, ge=1, description="diffusion: those of the Fisher information")
     silence_db: float = pydantic.Field(-60., le=0., description="level in dBFS under which a frame is silent")
 
     @pydantic.model_validator(mode='after')
@@ -45,8 +47,9 @@ class UnlearningRecipe(pydantic.BaseModel):
 
     @property
     def hash(self) -> str:
-        """SHA-256 over every key but the name."""
-        keys = self.model_dump(mode='json', exclude={'name'})
+        """SHA-256 over every key but the name, and those of diffusions where it is of none."""
+        unused = set() if self.objective == 'v_objective' else {'draws', 'fisher_draws'}
+        keys = self.model_dump(mode='json', exclude={'name', *unused})
         return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ from ..errors import LuminaError
 from .fisher import Fisher, Learner, Tensors, song_gradients
 from .recipe import UnlearningRecipe
 
-SIGN = {'cross_entropy': 1., 'margin': -1., 'velocity': 1.}  # a loss is what gets better as it falls
+SIGN = {'cross_entropy': 1., 'margin': -1., 'v_objective': 1.}  # a loss is what gets better as it falls
 TENTHS = 45  # all that single precision holds
 
 
