@@ -55,13 +55,28 @@ class Point:
         return interval(self.lds[family][1::2])
 
     @property
-    def title(self) -> str:
-        """For tables: what differs between points."""
+    def parts(self) -> tp.Dict[str, str]:
+        """What a recipe is called by."""
         r = self.recipe
-        size = f'lr {r.lr:g}' if r.lr is not None else f'‖Δ‖/‖θ‖ {r.relative:g}'
-        fisher = r.fisher if r.power == 1 or r.fisher == 'identity' else f'{r.fisher}^{r.power:g}'
-        return f'{fisher}, {size}, {r.steps} step{"s" * (r.steps > 1)}, {r.layers}, {r.mask}' + \
-            (f', {r.objective}→{r.reading}' if (r.objective, r.reading) != ('cross_entropy', 'cross_entropy') else '')
+        return {'fisher': r.fisher if r.power == 1 or r.fisher == 'identity' else f'{r.fisher}^{r.power:g}',
+                'size': f'lr {r.lr:g}' if r.lr is not None else f'length {r.relative:g}',
+                'steps': f'{r.steps} step{"s" * (r.steps > 1)}', 'layers': r.layers, 'mask': f'mask {r.mask}',
+                'damping': f'damping {r.damping:g}', 'loss': f'{r.objective} → {r.reading}',
+                'silence': f'{r.silence_db:g} dBFS', 'draws': f'{r.draws} draws'}
+
+
+def titles(points: tp.Sequence[Point]) -> tp.List[str]:
+    """What tells points apart; where that is nothing, all that they are called by."""
+    parts = [point.parts for point in points]
+    varied = [key for key in parts[0] if len({one[key] for one in parts}) > 1] if parts else []
+    return [', '.join(one[key] for key in varied or list(one)[:5]) for one in parts]
+
+
+def shared(points: tp.Sequence[Point]) -> str:
+    """What all points have in common."""
+    parts = [point.parts for point in points]
+    keys = [key for key in list(parts[0])[:6] if len({one[key] for one in parts}) == 1] if parts else []
+    return ', '.join(parts[0][key] for key in keys)
 
 
 def points_of(base: str, axes: tp.Mapping[str, tp.Sequence[tp.Any]]) -> tp.List[UnlearningRecipe]:
@@ -72,8 +87,13 @@ def points_of(base: str, axes: tp.Mapping[str, tp.Sequence[tp.Any]]) -> tp.List[
     Raises:
         LuminaError: for a key or value that there is not.
     """
-    return [unlearning_recipe(base, **dict(zip(axes, values, strict=True)))
-            for values in itertools.product(*axes.values())]
+    found: tp.Dict[str, UnlearningRecipe] = {}
+    for values in itertools.product(*axes.values()):
+        recipe = unlearning_recipe(base, **dict(zip(axes, values, strict=True)))
+        if recipe.fisher == 'identity':  # which has no power
+            recipe = recipe.model_copy(update={'power': 1., 'damping': 0.1})
+        found.setdefault(recipe.hash, recipe)
+    return list(found.values())
 
 
 def measure(recipe: UnlearningRecipe, musicgen: tp.Any, run: Path, truth: GroundTruth, out: Path,
@@ -120,11 +140,7 @@ def _kept(method: Unlearning, queries: tp.Sequence[Query], masked: bool, out: Pa
             made['linear'] = method.unlearner.linearised(pieces)
         return made
     facts = ['unlearning', method.recipe.hash, digest(truth.facts), [query.id for query in queries], masked, linear]
-    return kept_parts(out / 'kept', facts, queries, make, _short(method.recipe))
-
-
-def _short(recipe: UnlearningRecipe) -> str:
-    return Point(recipe).title
+    return kept_parts(out / 'kept', facts, queries, make, titles([Point(method.recipe)])[0])
 
 
 def grid(recipes: tp.Sequence[UnlearningRecipe], musicgen: tp.Any, run: Path, truth: GroundTruth, out: Path,
@@ -138,22 +154,25 @@ def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',))
     """A table, the best by the choosing half first, with the best named beneath it."""
     linear = any(point.linear for point in points)
     ordered = sorted(points, key=lambda point: -point.chosen_by(families[0]))
+    best = ordered[0]
     head = ['recipe', *(f'LDS, {family}' for family in families), *(['linearised'] if linear else []),
-            'chosen by (other half)', 'lr', '‖θ-θ0‖/‖θ0‖', "query's loss +", 's/query']
+            'chosen by', 'behind the best', 'lr', '‖θ-θ0‖/‖θ0‖', "query's loss +", 's/query']
     rows = []
-    for point in ordered:
+    for title, point in zip(titles(ordered), ordered, strict=True):
         if point.error:
-            rows.append([point.title, point.error, *[''] * (len(head) - 2)])
+            rows.append([title, point.error, *[''] * (len(head) - 2)])
             continue
-        rows.append([point.title, *(str(interval(point.lds[family])) for family in families),
+        rows.append([title, *(str(interval(point.lds[family])) for family in families),
                      *([f'{point.linear[families[0]].mean():.3f}' if point.linear else '']
                        if linear else []),
-                     f'{point.chosen_by(families[0]):.3f}', f'{point.lr:.2g}', f'{point.relative:.2g}',
+                     f'{point.chosen_by(families[0]):.3f}',
+                     '–' if point is best else str(interval(best.lds[families[0]] - point.lds[families[0]])),
+                     f'{point.lr:.2g}', f'{point.relative:.2g}',
                      f'{point.rise:.2f}', f'{point.seconds:.1f}'])
     text = table(head, rows)
-    best = ordered[0]
+    text += f'\nAll: {shared(points)}.\n' if shared(points) else ''
     if not best.error:
-        text += (f'\nBest by the even queries: {best.title}; the odd ones, which chose nothing, give it '
+        text += (f'\nBest by the even queries: {titles(ordered)[0]}; the odd ones, which chose nothing, give it '
                  f'{best.reported(families[0])}.\n')
     return text
 
@@ -161,9 +180,9 @@ def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',))
 def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',)) -> Path:
     """Write grid.md, grid.json and grid.png."""
     ordered = [point for point in sorted(points, key=lambda p: -p.chosen_by(families[0])) if not point.error]
-    picture = dots([point.title for point in ordered],
-                   [Panel(f'{family} queries', [interval(point.lds[family]) for point in ordered])
-                    for family in families], 'LDS, mean and 95 % interval over queries', limits=(-0.3, 1.02))
+    panels = [Panel(f'{family} queries', [interval(point.lds[family]) for point in ordered]) for family in families]
+    picture = dots(titles(ordered), panels, f'LDS, mean and 95 % interval over queries ({shared(ordered)})',
+                   limits=None)
     data = [{'recipe': point.recipe.model_dump(), 'error': point.error, 'lds': point.lds, 'linear': point.linear,
              'lr': point.lr, 'relative': point.relative, 'rise': point.rise, 'seconds': point.seconds}
             for point in points]
