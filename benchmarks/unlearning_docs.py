@@ -1,0 +1,26 @@
+"""Write docs/unlearning.md from what `lumina unlearn` measured: python benchmarks/unlearning_docs.py [RESULTS]."""
+
+import re
+import sys
+from pathlib import Path
+
+from lumina_plugin.atomic import write_atomic
+
+HERE = Path(__file__).parent
+PARTS = {'published': 'published/grid/grid.md', 'fisher': 'fisher/grid/grid.md', 'steps': 'steps/grid/grid.md',
+         'self': 'self/self/self.md', 'diffusion': 'diffusion-self/self/self.md', 'compare': 'compare/compare/compare.md',
+         'cost': 'cost.md'}
+
+
+def main(results: Path) -> Path:
+    """docs/unlearning.md, with 'not measured yet' where a result is missing."""
+    text = (HERE / 'unlearning_head.md').read_text(encoding='utf-8')
+    for name, file in PARTS.items():
+        path = results / file
+        found = path.read_text(encoding='utf-8').strip() if path.is_file() else '(not measured yet)'
+        text = text.replace('{' + name + '}', re.sub(r'^#', '###', found, flags=re.M))
+    return write_atomic(HERE.parent / 'docs' / 'unlearning.md', text)
+
+
+if __name__ == '__main__':
+    print(f"Written: {main(Path(sys.argv[1] if len(sys.argv) > 1 else 'outputs/unlearning'))}")
