@@ -1,6 +1,7 @@
 """What `lumina unlearn compare` found: tables, pictures and JSON."""
 
 import dataclasses
+import textwrap
 import typing as tp
 from pathlib import Path
 
@@ -96,8 +97,8 @@ def picture(result: Comparison) -> bytes:
     """The three matrices side by side, each cell with its mean; PNG."""
     from matplotlib.figure import Figure
     names, found = result.agreements.methods, result.agreements
-    size = .52 * len(names)
-    figure = Figure(figsize=(3.4 + 3 * size, 1.9 + size), layout='constrained')
+    labels, size = [textwrap.fill(name, 24) for name in names], .52 * len(names)
+    figure = Figure(figsize=(3.4 + 3 * size, 1.7 + size), layout='constrained')
     panels = {'Pearson': found.pearson, 'Spearman': found.spearman,
               f'first {result.top} in common': found.overlap}
     axes = figure.subplots(1, len(panels), sharey=True)
@@ -110,8 +111,8 @@ def picture(result: Comparison) -> bytes:
             text = '' if i == j else f'{value:.2f}'.replace('0.', '.', 1)
             axis.text(j, i, text, ha='center', va='center', fontsize=7.5, color='white' if abs(value) > .6 else '0.15')
         axis.set_title(title, fontsize=10)
-        axis.set_xticks(range(len(names)), names, fontsize=8, rotation=40, ha='right', rotation_mode='anchor')
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_xticks(range(len(names)), labels, fontsize=8, rotation=40, ha='right', rotation_mode='anchor')
+        axis.set_yticks(range(len(names)), labels, fontsize=8)
         axis.tick_params(length=0)
         for side in axis.spines.values():
             side.set_visible(False)
