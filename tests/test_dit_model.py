@@ -146,15 +146,15 @@ def test_the_shipped_autoencoder_is_whole_and_damage_is_told(tmp_path, monkeypat
 
 def test_weights_depend_on_the_seed_alone_and_leave_torchs_state():
     torch.manual_seed(1)
-    first, drawn = build_dit(section(), 5), torch.rand(1)
+    first, drawn = build_dit(section(seed=5)), torch.rand(1)
     torch.manual_seed(1)
     torch.rand(1)
     torch.manual_seed(1)
-    second = build_dit(section(), 5)
+    second = build_dit(section(seed=5))
     assert torch.equal(drawn, torch.rand(1))
     for one, other in zip(first.denoiser.parameters(), second.denoiser.parameters(), strict=True):
         assert torch.equal(one, other)
-    other = build_dit(section(), 6).transformer.proj_in.weight
+    other = build_dit(section(seed=6)).transformer.proj_in.weight
     assert not torch.equal(first.transformer.proj_in.weight, other)
     with pytest.raises(LuminaError, match='dit.transformer'):
-        build_dit(section(transformer={'layers': 2}), 0)
+        build_dit(section(transformer={'layers': 2}))

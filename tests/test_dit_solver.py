@@ -1,4 +1,4 @@
-"""Training a small latent diffusion transformer by dora: deterministic, resumable, on a part of the songs, fingerprinted."""
+"""Training a small latent diffusion transformer by dora: deterministic, resumable, on parts of a catalogue."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_a_part_of_the_songs(runs):
     """Fewer songs, as many looks at each: fewer updates; a song by its id, or a part by a seed."""
     part = ['dit.subset.songs=[song-1,song-3]', 'fingerprint.every=', 'optim.epochs=1']
     done = runs.dora(*part)
-    assert 'Training on 2 of 6 songs' in done.stderr + done.stdout
+    assert 'Training on 2 of 7 songs' in done.stderr + done.stdout
     assert weights(runs.folder(*part)) != weights(runs.folder(), 'checkpoint_1.th')
     bad = runs.dora('dit.subset.songs=[nobody]', check=False)
     assert bad.returncode == 2 and bad.stderr.count('Error:') == 1 and 'nobody' in bad.stderr
@@ -173,3 +173,35 @@ def test_remembered_latents_that_are_damaged_are_made_again(runs, tmp_path, capl
     assert 'damaged' in caplog.text and all(torch.equal(x.latents, y.latents) for x, y in zip(made, again, strict=True))
     assert encoder.file(runs.root / 'songs' / 'silence.wav', 's') == []
     assert encoder.file(runs.root / 'songs' / 'silence.wav', 's') == []
+
+
+def test_a_ground_truth_is_made_in_parts_and_kept(runs, tmp_path, monkeypatch):
+    """Two halves retrained by two parts, none of them twice; the same songs from the same start give the same losses."""
+    from lumina_plugin.dit import ground_truth as gt
+    from lumina_plugin.validation.lds import lds
+    monkeypatch.chdir(tmp_path)
+
+    def make(work, **options):
+        return gt.make_truth(runs.folder(), runs.manifest, tmp_path / work, halves=2, each=2, draws=8, **options)
+    assert make('work', part=(0, 2)) is None
+    first = (tmp_path / 'work' / 'models' / 'half-000-a.safetensors').stat().st_mtime_ns
+    truth = make('work', part=(1, 2))
+    assert (tmp_path / 'work' / 'models' / 'half-000-a.safetensors').stat().st_mtime_ns == first
+    assert truth.losses.shape == (2, 4, gt.BLOCKS) and truth.families == ['free', 'free', 'heldout', 'heldout']
+    assert len(truth.songs) == 7 and [len(model.songs) for model in truth.models] == [3, 3]
+    known = gt.DiTTruth.load(tmp_path / 'work' / gt.FILE)
+    assert torch.equal(known.losses, truth.losses) and known.models == truth.models and known.facts == truth.facts
+    assert all(torch.equal(a.latents, b.latents) and a.id == b.id
+               for a, b in zip(known.queries, truth.queries, strict=True))
+    again = make('again', part=(0, 1))
+    assert torch.equal(again.losses, truth.losses)
+    halves = known.halves(known.columns('free'))
+    assert halves.members.sum(1).tolist() == [3, 3] and halves.losses.shape == (2, 2)
+    assert set(lds(halves.members[:1].repeat(2, 0), halves)) <= {-1., 0., 1.}
+    with pytest.raises(LuminaError, match='another draws'):
+        gt.make_truth(runs.folder(), runs.manifest, tmp_path / 'work', halves=2, each=2, draws=16)
+    with pytest.raises(LuminaError, match='multiple'):
+        gt.query_losses(tiny_dit(), truth.queries, 10)
+    (tmp_path / 'broken').write_bytes(b'123')
+    with pytest.raises(LuminaError, match='ground truth'):
+        gt.DiTTruth.load(tmp_path / 'broken')

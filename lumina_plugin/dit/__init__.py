@@ -1,1 +1,1 @@
-"""A latent diffusion transformer, Stable Audio's classes from diffusers: trained, loaded, sampled, asked and fingerprinted."""
+"""A latent diffusion transformer of Stable Audio's classes (diffusers): trained, loaded, sampled, fingerprinted."""

@@ -76,7 +76,7 @@ class DiTAttributor:
         vectors: tp.Dict[str, tp.List[np.ndarray]] = {channel: [] for channel in self.store.channels}
         for info in self.checkpoints:
             fingerprinter = self._fingerprinter(info)
-            found, _ = fingerprinter.query(examples, groups=groups)
+            found, _ = fingerprinter.query(tp.cast(tp.Any, examples), groups=groups)
             for channel in vectors:
                 vectors[channel].append(found[channel].numpy())
         return {channel: mean_scores(self._scorers[channel], vectors[channel], self.recipe.scoring.method)

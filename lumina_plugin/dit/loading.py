@@ -66,7 +66,8 @@ def save_pretrained(dit: LatentDiT, folder: tp.Union[str, Path]) -> Path:
     the pipeline another where its samples matter.
 
     Raises:
-        LuminaError: for a model without a text encoder, which such a pipeline needs, or a folder that cannot be written.
+        LuminaError: for a model without a text encoder, which such a pipeline needs, or a folder that cannot be
+            written.
     """
     from diffusers import EDMDPMSolverMultistepScheduler, StableAudioPipeline
     if dit.text is None:
@@ -84,8 +85,8 @@ def save_pretrained(dit: LatentDiT, folder: tp.Union[str, Path]) -> Path:
     return Path(folder)
 
 
-def build_dit(cfg: tp.Any, seed: int, device: tp.Union[str, torch.device] = 'cpu') -> LatentDiT:
-    """A model with fresh weights, from a configuration's section `dit`; the same for the same seed.
+def build_dit(cfg: tp.Any, device: tp.Union[str, torch.device] = 'cpu') -> LatentDiT:
+    """A model with fresh weights, from a configuration's section `dit`; the same for the same `seed` in it.
 
     Leaves torch's random state alone.
     """
@@ -97,7 +98,7 @@ def build_dit(cfg: tp.Any, seed: int, device: tp.Union[str, torch.device] = 'cpu
     channels, width = int(vae.config.decoder_input_channels), int(cfg.condition_dim)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, 'weights'))
+            torch.manual_seed(seed_of(int(cfg.seed), 'weights'))
             transformer = StableAudioDiTModel(
                 **{key: int(value) for key, value in cfg.transformer.items()}, in_channels=channels,
                 out_channels=channels, cross_attention_input_dim=width, global_states_input_dim=2 * width)
@@ -132,7 +133,7 @@ def from_run(folder: Path, device: tp.Union[str, torch.device] = 'cpu',
     if cfg.get('solver') != 'lumina_dit':
         raise LuminaError(f"Run {folder.name} trained a solver={cfg.get('solver')}, not a lumina_dit; name a run of "
                           "solver=lumina/dit_quickstart.")
-    dit = build_dit(cfg.dit, int(cfg.seed))
+    dit = build_dit(cfg.dit)
     dit.name = f'dora:{folder.name}'
     state: tp.Mapping[str, tp.Any] = {} if weights is not None else _checkpoint(folder / 'checkpoint.th')
     if weights is None:

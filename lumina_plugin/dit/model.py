@@ -62,7 +62,8 @@ class Conditions(tp.NamedTuple):
 
     def take(self, rows: torch.Tensor) -> 'Conditions':
         """Those of some examples, in any order."""
-        return Conditions(*(part if part is None else part[rows] for part in self))
+        states, mask = (None if part is None else part[rows] for part in (self.states, self.mask))
+        return Conditions(states, mask, self.start[rows], self.seconds[rows], self.keep[rows])
 
     def hidden(self) -> 'Conditions':
         """The same examples with texts and timing hidden from the cross attention."""

@@ -1,14 +1,14 @@
 """The v-objective of a latent diffusion model over a fixed set of noises and angles.
 
-Draw i of seed s is a pure function of (s, i): which angle and which noise does not depend on the model, on the songs, on
-how many draws there are or on what was asked before. So losses before and after a change of the weights are of the very
-same questions, and a longer set of draws begins with the shorter one.
+Draw i of seed s is a pure function of (s, i): which angle and which noise does not depend on the model, on the songs,
+on how many draws there are or on what was asked before. So losses before and after a change of the weights are of the
+very same questions, and a longer set of draws begins with the shorter one.
 
-- Angles: draws 2j and 2j + 1 share t_j, the j-th number of the van der Corput sequence in base 2, shifted by an amount of
-  the seed's own (Cranley & Patterson 1976): any number of them is spread evenly over (0, 1).
-- Noise: draw 2j + 1 has the noise of draw 2j with the other sign. Whatever is linear in the noise, which is most of what
-  one draw's loss differs from another's by, cancels in the pair.
-- All songs get the same noise in a draw, which lies on the latent's own frames: songs are compared under equal conditions.
+- Angles: draws 2j and 2j + 1 share t_j, the j-th number of the van der Corput sequence in base 2, shifted by an amount
+  of the seed's own (Cranley & Patterson 1976): any number of them is spread evenly over (0, 1).
+- Noise: draw 2j + 1 has the noise of draw 2j with the other sign. What is odd in the noise cancels in the pair, which is
+  most of what tells one draw's loss from another's.
+- All songs get the same noise in a draw, which lies on the latent's own frames: they are compared under equal conditions.
 """
 
 import contextlib

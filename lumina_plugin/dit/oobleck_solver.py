@@ -39,13 +39,14 @@ def init_oobleck(model: tp.Any, input_gain: float = 5.0, output_gain: float = 0.
     for name, conv in model.named_modules():
         if not isinstance(conv, (nn.Conv1d, nn.ConvTranspose1d)):
             continue
-        first, second, width = conv.weight_v.shape  # type: ignore[union-attr]
+        weight = tp.cast(torch.Tensor, conv.weight_v)
+        first, second, width = weight.shape
         # Each output sample of a transposed convolution sees kernel / stride taps of every input channel.
         taps = first * width / conv.stride[0] if isinstance(conv, nn.ConvTranspose1d) else second * width
         gain = {'encoder.conv1': input_gain, 'decoder.conv2': output_gain}.get(name, 1.)
         if '.res_unit' in name and name.endswith('.conv2'):
             gain = _RESIDUAL_GAIN
-        weight = tp.cast(torch.Tensor, conv.weight_v).normal_(std=gain * taps ** -0.5)
+        weight.normal_(std=gain * taps ** -0.5)
         if name == 'encoder.conv2':  # its second half says how sure the first is
             weight[first // 2:] *= 0.1
         tp.cast(torch.Tensor, conv.weight_g).copy_(weight.flatten(1).norm(dim=1)[:, None, None])

@@ -98,7 +98,7 @@ class LuminaDiTSolver(StandardSolver):
     """
 
     def __init__(self, cfg: omegaconf.DictConfig):
-        self.dit = build_dit(cfg.dit, int(cfg.seed), cfg.device)
+        self.dit = build_dit(cfg.dit, cfg.device)
         self._recipes = recipes_of(cfg)
         for recipe in self._recipes:
             resolve_channels(self.dit.denoiser, recipe.channels)
@@ -116,10 +116,13 @@ class LuminaDiTSolver(StandardSolver):
         if cfg.execute_only == 'fingerprint':
             return
         train = self._latents('train')
-        wanted = set(chosen_songs([song.id for song in train.songs], cfg.dit.subset))
+        wanted = set(chosen_songs([track.id for track in train.catalogue], cfg.dit.subset))
         examples = [example for example in windows_of(train) if example.id in wanted]
-        self.logger.info("Training on %d of %d songs, %d windows of %.2f s.", len(wanted), len(train.songs),
-                         len(examples), self.dit.seconds)
+        if not examples:
+            raise LuminaError("None of the songs of dit.subset can be used: they are silent or cannot be read; choose "
+                              "others.")
+        self.logger.info("Training on %d of %d songs, %d windows of %.2f s.", len({e.id for e in examples}),
+                         len(train.catalogue), len(examples), self.dit.seconds)
         batches = LatentBatches(examples, cfg.dataset.batch_size, cfg.dit.passes_per_epoch, int(cfg.seed))
         self.dataloaders = tp.cast(tp.Any, {
             'train': batches, 'valid': _in_batches(windows_of(self._latents('valid')), cfg.dataset.batch_size)})
@@ -160,7 +163,8 @@ class LuminaDiTSolver(StandardSolver):
         if not self.is_training:
             metrics['loss'] = self.asked.losses(batch).mean()
             return metrics
-        loss = training_loss(self.dit, *batch, hide=float(self.cfg.dit.text_dropout))
+        examples, generator = batch
+        loss = training_loss(self.dit, examples, generator, float(self.cfg.dit.text_dropout))
         loss.backward()
         flashy.distrib.sync_model(self.model)
         metrics['grad_norm'] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.max_norm or 1e9)

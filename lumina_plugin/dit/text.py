@@ -61,7 +61,7 @@ def small_text_encoder(dim: int = 32, length: int = 64, seed: int = 0) -> TextEn
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
     tokenizer = ByT5Tokenizer(model_max_length=length)
     config = T5Config(vocab_size=384, d_model=dim, d_kv=dim // 2, d_ff=2 * dim, num_layers=1, num_heads=2,
-                      dropout_rate=0., decoder_start_token_id=0)
+                      dropout_rate=0.)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TextEncoder(tokenizer, T5EncoderModel(config))
