@@ -65,7 +65,8 @@ def test_convention_is_that_of_the_pipelines_scheduler():
     from pathlib import Path
     folder = Path(importlib.util.find_spec('diffusers').submodule_search_locations[0])
     source = (folder / 'schedulers' / 'scheduling_cosine_dpmsolver_multistep.py').read_text()
-    assert 'sigma.atan() / math.pi * 2' in source and 'c_out = -sigma * sigma_data / (sigma**2 + sigma_data**2)' in source
+    assert 'sigma.atan() / math.pi * 2' in source
+    assert 'c_out = -sigma * sigma_data / (sigma**2 + sigma_data**2)' in source
     sigma, x0, eps = 0.7, 0.3, -1.2
     phi = math.atan(sigma)
     x, v = math.cos(phi) * x0 + math.sin(phi) * eps, math.cos(phi) * eps - math.sin(phi) * x0
@@ -79,7 +80,8 @@ def test_draws_are_even_antithetic_and_prefixes_of_longer_ones():
         gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
         assert max(gaps) == pytest.approx(1 / count) == min(gaps)
     assert torch.equal(noise(4, 1, 3, 7), -noise(5, 1, 3, 7)) and angle_time(4, 1) == angle_time(5, 1)
-    assert not torch.equal(noise(4, 1, 3, 7), noise(6, 1, 3, 7)) and not torch.equal(noise(4, 1, 3, 7), noise(4, 2, 3, 7))
+    assert not torch.equal(noise(4, 1, 3, 7), noise(6, 1, 3, 7))
+    assert not torch.equal(noise(4, 1, 3, 7), noise(4, 2, 3, 7))
 
 
 def test_the_same_noise_before_and_after(dit):

@@ -17,7 +17,8 @@ from lumina_plugin.dit.model import Denoiser, LatentDiT, LatentExample  # noqa: 
 from lumina_plugin.dit.oobleck import oobleck_hash  # noqa: E402
 
 SECTION: tp.Dict[str, tp.Any] = dict(
-    seed=0, autoencoder='lumina//oobleck', condition_dim=16, max_seconds=8, windows=1, text=dict(dim=16, length=12, seed=0),
+    seed=0, autoencoder='lumina//oobleck', condition_dim=16, max_seconds=8, windows=1,
+    text=dict(dim=16, length=12, seed=0),
     transformer=dict(sample_size=24, num_layers=2, attention_head_dim=16, num_attention_heads=2,
                      num_key_value_attention_heads=1, cross_attention_dim=16, time_proj_dim=16))
 

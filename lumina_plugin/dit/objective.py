@@ -6,9 +6,10 @@ very same questions, and a longer set of draws begins with the shorter one.
 
 - Angles: draws 2j and 2j + 1 share t_j, the j-th number of the van der Corput sequence in base 2, shifted by an amount
   of the seed's own (Cranley & Patterson 1976): any number of them is spread evenly over (0, 1).
-- Noise: draw 2j + 1 has the noise of draw 2j with the other sign. What is odd in the noise cancels in the pair, which is
-  most of what tells one draw's loss from another's.
-- All songs get the same noise in a draw, which lies on the latent's own frames: they are compared under equal conditions.
+- Noise: draw 2j + 1 has the noise of draw 2j with the other sign. What is odd in the noise cancels in the pair, and
+  that is most of what tells one draw's loss from another's.
+- All songs get the same noise in a draw, which lies on the latent's own frames: they are compared under like
+  conditions.
 """
 
 import contextlib

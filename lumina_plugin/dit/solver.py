@@ -91,7 +91,7 @@ def chosen_songs(ids: tp.Sequence[str], cfg: tp.Any) -> tp.List[str]:
 
 
 class LuminaDiTSolver(StandardSolver):
-    """Trains diffusers' `StableAudioDiTModel` by the v-objective. Reads `dit.*`, `optim.*`, `schedule.*`, `fingerprint.*`.
+    """Trains diffusers' `StableAudioDiTModel` by the v-objective, as `config/solver/lumina/dit_quickstart.yaml` says.
 
     Latents are computed once and remembered. Like MusicGen's solver it fingerprints the catalogue at the epochs of
     `fingerprint.every`, into `<run>/lumina/<recipe>/`, and ends with the same weights as one that does not.
@@ -191,7 +191,7 @@ class LuminaDiTSolver(StandardSolver):
         return {}
 
     def should_run_stage(self, stage_name: str) -> bool:
-        """Whether a stage is due: `every` so many epochs or at the listed ones, and at the last; never if it is empty."""
+        """Whether a stage is due: `every` so many epochs or at those listed, and at the last; never if it is empty."""
         every = self.cfg[stage_name].get('every')
         if omegaconf.OmegaConf.is_list(every):
             return self.epoch in every or self.epoch == self.cfg.optim.epochs
