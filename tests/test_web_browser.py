@@ -49,13 +49,8 @@ def _told(response, served):
 
 
 def shown(tab, name, number=0):
-    """Open a tab of the page, also where a narrow window hides it in a menu."""
-    button = tab.get_by_role('tab', name=name)
-    if button.count() and button.first.is_visible():
-        button.first.click()
-    else:
-        tab.locator('.overflow-menu > button').click()
-        tab.locator('.overflow-dropdown button', has_text=name).click()
+    """Open a tab of the page."""
+    tab.get_by_role('tab', name=name).click()
 
 
 def generated(tab, seconds=3):
@@ -216,6 +211,11 @@ def test_a_phone_shows_everything_without_scrolling_sideways(visit):
     result = generated(tab)
     wide = 'document.documentElement.scrollWidth'
     assert tab.evaluate(wide) <= PHONE['width']
+    tabs = [button.bounding_box() for button in tab.get_by_role('tab').all()]
+    assert len(tabs) == 5 and all(0 <= box['x'] and box['x'] + box['width'] <= PHONE['width'] for box in tabs)
+    assert not tab.get_by_label('More tabs').is_visible()
+    tops = sorted({round(box['y']) for box in tabs})
+    assert all(low - high >= tabs[0]['height'] - 1 for high, low in zip(tops, tops[1:], strict=False))  # rows apart
     left, right = (card.bounding_box() for card in result.locator('.card').all())
     assert left['y'] + left['height'] <= right['y'] and left['width'] > 0.8 * PHONE['width']  # one below the other
     for name, seen in (('Catalogue', '.lum.catalogue'), ('How sure?', '.lum.certainty'), ('Explain', '.lum.explain')):

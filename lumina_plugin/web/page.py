@@ -49,7 +49,7 @@ def build_page(studio: 'Studio', limits: tp.Optional['Limits'] = None, history: 
         gr.HTML(views.header(desk), apply_default_css=False, js_on_load=None)
         current = gr.Textbox(visible=False)  # name of the latest result
         song = gr.Textbox(visible=False)  # id of the song at hand
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior='wrap'):  # on a phone all of them are seen, none in a menu
             with gr.Tab('Generate', id='generate'):
                 _generate_tab(does, current)
             with gr.Tab('Attribute a file', id='attribute'):
