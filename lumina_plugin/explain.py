@@ -233,6 +233,7 @@ def _printed_gate(channel: ChannelReport, row: SongRow) -> tp.List[Step]:
     z = float(statistics.z_score(row.cosine, channel.noise_floor, channel.noise_mean))
     how = 'measured between the store’s own songs' if channel.noise_floor_how == 'measured' else '1/√D'
     confidence = float(statistics.confidence(row.cosine, channel.noise_floor, channel.noise_mean))
+    noise = 'normally distributed with that width' if channel.noise_floor_how == 'measured' else 'isotropic'
     role = 'a second opinion: the calibrated gate decides' if channel.calibrated else 'this gate decides'
     above = _show(row.z) if row.z > 0 else f'max(0, {_show(row.z)})'
     return [
@@ -242,7 +243,7 @@ def _printed_gate(channel: ChannelReport, row: SongRow) -> tp.List[Step]:
         Step('Printed gate', 'conf',
              f'confidence = erf(z/√2) = erf({above}/√2) {"≥" if row.passes_gate else "<"} {words.gate_words(channel)}',
              words.confidence(row.confidence), row.confidence,
-             f'How often isotropic noise would come less far; the song '
+             f'How often noise would come less far, if it were {noise}; the song '
              f'{"passes" if row.passes_gate else "does not pass"} ({role}).', confidence)]
 
 
