@@ -86,6 +86,13 @@ def test_a_song_finds_itself(opened):
         assert own.worst(row) == sorted(((s, r) for s, r in row.ranks.items() if r > 1), key=lambda x: -x[1])[:5]
 
 
+def test_some_songs_can_be_asked_alone(opened):
+    everything, some = own.measure(opened), own.measure(opened, 3)
+    assert [len(row.ranks) for row in some] == [3] * 3 and some[0].songs == 6
+    for row, whole in zip(some, everything, strict=True):
+        assert row.ranks == {song: whole.ranks[song] for song in row.ranks}
+
+
 def test_the_worst_are_named_first(opened):
     scores = np.array([[0., 1., 2.], [0., 5., 1.], [3., 4., 2.]])
     row = causal.found('r', 'm', 'P', 'none', scores, opened.songs[:3], opened.ids[:3])
@@ -198,7 +205,7 @@ def test_songs_of_the_catalogue_are_no_strangers(project, opened, other):
 
 @pytest.mark.parametrize('name, options, words', [
     ('causal', ['--seconds', '1', '--count', '3'], '| code histogram | black box |'),
-    ('self', [], '| default | P + M |'),
+    ('self', ['--count', '4'], '| default | P + M |'),
     ('repro', ['--songs', '2', '--repeats', '2'], '| bf16 | M |'),
     ('false-payments', ['--seconds', '1', '--count', '3', '--strangers', 'STRANGERS'], '| recordings | 3 | any |')])
 def test_the_commands(opened, strangers, capsys, name, options, words):

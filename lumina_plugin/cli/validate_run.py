@@ -50,14 +50,18 @@ def causal(out: _Out = OUT, model: _Models = None, seconds: _Seconds = 3., tempe
 
 
 @validate_app.command('self')
-def own(out: _Out = OUT, model: _Models = None, device: _Device = None) -> None:
+def own(out: _Out = OUT, model: _Models = None,
+        count: tp.Annotated[tp.Optional[int], typer.Option(
+            min=1, help="Ask so many songs, spread over the catalogue; all of them unless said.")] = None,
+        device: _Device = None) -> None:
     """Does a song that the model was trained on find itself? By every store of a run.
 
     Writes self.md, self.json and self.png. Called again it goes on where it was stopped.
     """
     from ..validation import own as module
     from ..validation.opened import open_stored
-    rows = [row for opened in open_stored(model or [], out, device) for row in module.measure(opened)]
+    rows = [row for opened in open_stored(model or [], out, device)
+            for row in module.measure(opened, count)]
     _done(module.markdown(rows), module.save_self(out, rows))
 
 

@@ -6,6 +6,7 @@ The least that can be asked of a store: the query is the song's own beginning, e
 import typing as tp
 from pathlib import Path
 
+from ..fingerprint import spread
 from .causal import Found, found
 from .opened import Opened, kept_scores
 from .results import Panel, dots, save, table
@@ -13,11 +14,12 @@ from .results import Panel, dots, save, table
 WORST = 5  # songs that are named
 
 
-def measure(opened: Opened) -> tp.List[Found]:
-    """Rank every song of a run by its own query, by every store of the run."""
-    return [found(opened.title, method.name, channel, 'none', scores, opened.songs, opened.ids)
+def measure(opened: Opened, count: tp.Optional[int] = None) -> tp.List[Found]:
+    """Rank songs of a run by their own queries, by every store of the run: all, or `count` spread over them."""
+    queries = opened.songs if count is None else spread(opened.songs, count)
+    return [found(opened.title, method.name, channel, 'none', scores, queries, opened.ids)
             for method in opened.methods()
-            for channel, scores in kept_scores(method, opened.songs, False, opened).items()]
+            for channel, scores in kept_scores(method, queries, False, opened).items()]
 
 
 def worst(row: Found) -> tp.List[tp.Tuple[str, float]]:
