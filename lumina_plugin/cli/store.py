@@ -35,9 +35,15 @@ def info(
     for record in found['checkpoints']:
         print(f"         {record['name']}: {record['songs']} fingerprints in {record['shards']} shards, "
               f"{'complete' if record['complete'] else 'not complete'}"
-              + (f", chance by {record['outside_songs']} outside songs" if record['outside_songs'] else ''))
+              + (f", chance by {_outside(record)}" if record['outside_songs'] else ''))
     for note in found['notes']:
         print(f'\n{note}')
+
+
+def _outside(record: tp.Mapping[str, tp.Any]) -> str:
+    """What a checkpoint's chance is measured by, recordings and generations apart."""
+    kinds = ' and '.join(f'{count} {kind}{"s" if count != 1 else ""}' for kind, count in record['outside'].items())
+    return f'{kinds} from outside' if kinds else f"{record['outside_songs']} outside songs, in a file that is damaged"
 
 
 def _size(count: int) -> str:

@@ -1,10 +1,12 @@
 """What a store holds, for printing, and what its owner should do about it."""
 
+import collections
 import typing as tp
 
+from ..errors import LuminaError
 from .compact import is_stale
 from .pending import Pending
-from .records import Fit
+from .records import CheckpointInfo, Fit
 
 if tp.TYPE_CHECKING:
     from .folder import FingerprintStore
@@ -27,12 +29,22 @@ def info(store: "FingerprintStore") -> tp.Dict[str, tp.Any]:
                          "songs": sum(len(store.live_rows(shard)) for shard in record.shards),
                          "shards": len(record.shards),
                          "outside_songs": 0 if record.null is None else record.null.songs,
+                         "outside": outside_of(store, record),
                          "changed_since_fit": {channel: round(changed_share(store, ref.fit), 4)
                                                for channel, ref in record.projections.items()}}
                         for record in store.checkpoints],
         "bytes": sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
         "notes": notes(store),
     }
+
+
+def outside_of(store: "FingerprintStore", record: CheckpointInfo) -> tp.Dict[str, int]:
+    """How many outside songs of each kind a checkpoint has; of a damaged file nothing is known."""
+    try:
+        null = store.null(record)
+    except LuminaError:
+        return {}
+    return {} if null is None else dict(collections.Counter(song.kind for song in null.songs))
 
 
 def changes_since(store: "FingerprintStore", fit: Fit) -> tp.Tuple[int, int]:
