@@ -14,10 +14,10 @@ from .conditions import attributes_for
 from .errors import LuminaError
 from .fingerprint import Fingerprinter, Song
 from .gradients import Example
-from .inputs import NONE
+from .inputs import GENERATED, NONE
 from .models import load_musicgen, run_folder, run_key, run_stores
 from .origins import Origin, origin_named, origins_of
-from .outside import COUNT, Outside, OutsideSong, gather
+from .outside import COUNT, Outside, OutsideSong, expect_enough, gather
 from .outside_generations import COUNT as GENERATIONS
 from .outside_generations import expect_other_songs, made_by
 from .prepared import progress_bar
@@ -86,6 +86,9 @@ def calibrate(source: tp.Union[str, Path], songs: tp.Optional[tp.Union[str, Path
     stores, run = _stores(source)
     if model is None and run is None:
         raise LuminaError(f"{source} lies in no dora run, so name the model that it was made with by --model.")
+    if songs not in (None, '', GENERATED, NONE):  # told before a model is loaded
+        for store in stores:
+            expect_enough(tp.cast(str, songs), songs_needed(recipe_from_dict(store.identity.recipe).gate.rate))
     musicgen = load_musicgen(model if model is not None else tp.cast(Path, run), device)
     return {store: _calibrate(store, musicgen, run, songs, count, batch_size, generations_of) for store in stores}
 
@@ -125,6 +128,11 @@ def _calibrate(store: FingerprintStore, musicgen: tp.Any, run: tp.Optional[Path]
         elif run_null(fingerprinter_at(store, info, musicgen.lm, recipe, batch_size), outside, store, info.name):
             done.append(info.name)
     return done
+
+
+def asks_chance(recipe: Recipe, named: tp.Any) -> bool:
+    """Whether outside songs are to be made: for a gate that asks them, and wherever somebody has named some."""
+    return recipe.gate.decides == 'calibrated' or named not in (None, '')
 
 
 def outside_of_run(run: tp.Optional[Path], store: FingerprintStore, tokenizer: Tokenizer, recipe: Recipe,

@@ -6,6 +6,7 @@ instead (`outside_generations`).
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
@@ -100,7 +101,10 @@ def gather(where: tp.Union[None, str, Path], store: FingerprintStore, tokenizer:
             return _fresh(_recordings(valid, tokenizer, needed, count, known, 'songs of the validation split', phases),
                           store, tokenizer, needed)
         except LuminaError as reason:
-            logger.info("Chance is measured by generated songs; datasource.valid will not do: %s", reason)
+            logger.info("Chance is measured by songs that the embedded generator makes. (Those of datasource.valid are "
+                        "taken where they are %d or more and unknown to the model; fingerprint.outside names others.)",
+                        needed)
+            logger.debug("Why not by datasource.valid: %s", reason)
     if where in (None, '', GENERATED):
         return _fresh(_generated(tokenizer, count, phases), store, tokenizer, needed)
     path = Path(tp.cast(str, where)).expanduser()
@@ -147,8 +151,7 @@ def _recordings(path: tp.Union[str, Path], tokenizer: Tokenizer, needed: int, co
     for track in progress_bar(ahead, 'outside songs', len(tracks)):
         try:
             digest = track.sha256
-            chunks = () if digest in known else _first(
-                audio.load_audio(track.path, tokenizer.codec.sample_rate, tokenizer.codec.channels), tokenizer, phases)
+            chunks = () if digest in known else _beginning(track.path, digest, tokenizer, phases)
         except LuminaError as error:
             logger.warning("Passing over the outside song %s: %s", track.id, error)
             continue
@@ -174,11 +177,18 @@ def _generated(tokenizer: Tokenizer, count: int, phases: int) -> Outside:
     for number, spec in enumerate(progress_bar(specs, 'outside songs', count), 1):
         samples = dataclasses.replace(spec, duration=max(SECONDS, tokenizer.chunk_seconds)).render()
         wav = audio.resample(torch.from_numpy(samples)[None], SAMPLE_RATE, codec.sample_rate)
-        chunks = _first(audio.downmix(wav, codec.channels), tokenizer, phases)
+        digest = hashlib.sha256(samples.tobytes()).hexdigest()
+        chunks = tokenizer.kept(f'{digest}/first/{phases}', functools.partial(
+            _first, audio.downmix(wav, codec.channels), tokenizer, phases))
         assert chunks, "the generator makes no silence"
-        songs.append(OutsideSong(f'generated-{number:04d}', hashlib.sha256(samples.tobytes()).hexdigest(), chunks[0],
-                                 again=chunks[1:]))
+        songs.append(OutsideSong(f'generated-{number:04d}', digest, chunks[0], again=chunks[1:]))
     return Outside(songs, _MADE)
+
+
+def _beginning(path: Path, digest: str, tokenizer: Tokenizer, phases: int) -> tp.Tuple[CodeChunk, ...]:
+    """`_first` of a recording, which is decoded and encoded once alone: a pass that was stopped goes on from there."""
+    return tokenizer.kept(f'{digest}/first/{phases}', lambda: _first(
+        audio.load_audio(path, tokenizer.codec.sample_rate, tokenizer.codec.channels), tokenizer, phases))
 
 
 def _first(wav: torch.Tensor, tokenizer: Tokenizer, phases: int) -> tp.Tuple[CodeChunk, ...]:

@@ -190,6 +190,18 @@ class Tokenizer:
         """Codes of a recording by its hash alone, wherever it lies by now; None where the cache has none."""
         return None if self.cache is None else self._remembered(self._key(sha256), 0, 1)
 
+    def kept(self, name: str, make: tp.Callable[[], tp.Sequence[CodeChunk]]) -> tp.Tuple[CodeChunk, ...]:
+        """Chunks that `make` gives, of one shape, remembered under a name of the caller's beside whole recordings."""
+        if self.cache is None:
+            return tuple(make())
+        key = self._key(name)
+        known = self._remembered(key, 0, 1)
+        if known is None:
+            known = TokenizedAudio(list(make()), self.frame_rate)
+            if known.chunks:
+                self._write(self._file(key, 0, 1), known)
+        return tuple(known.chunks)
+
     def _remembered(self, key: str, part: int, parts: int) -> tp.Optional[TokenizedAudio]:
         path = self._file(key, part, parts)
         if not path.exists():

@@ -1,5 +1,6 @@
 """Outside songs beside a store's checkpoints: a training makes them, tools carry them, reports use them."""
 
+import collections
 import itertools
 import re
 import shutil
@@ -216,3 +217,70 @@ def test_an_outside_song_that_joined_the_catalogue_is_left_out(store, studio):
         assert chance.null.outside == len(outside) - 1 and chance.origin == 'songs of outside'
     else:
         assert found.kind_for('recording') is None and 'share 63 outside songs' in found.missing['recording']
+
+
+def test_outside_songs_are_encoded_once_whoever_was_stopped(store, tmp_path, monkeypatch):
+    """What a stopped pass has encoded is remembered, and gives the very songs."""
+    codec, songs = build_codec()[0], write_outside(tmp_path / 'songs', 70)
+    tokenizer = Tokenizer(codec, 'another', 1., cache=tmp_path / 'codes')
+    encode, calls = codec.encode, []
+
+    def stopped(wav):
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return encode(wav)
+
+    for where in (songs, 'generated'):
+        calls.clear()
+        monkeypatch.setattr(codec, 'encode', stopped)
+        with pytest.raises(KeyboardInterrupt):
+            gather(where, store, tokenizer, count=64, phases=2)
+        calls.clear()
+        monkeypatch.setattr(codec, 'encode', lambda wav, calls=calls: calls.append(1) or encode(wav))
+        found = gather(where, store, tokenizer, count=64, phases=2)
+        assert 0 < len(calls) <= 2 * 64 - 28
+        monkeypatch.setattr(codec, 'encode', None)
+        again = gather(where, store, tokenizer, count=64, phases=2)
+        monkeypatch.setattr(codec, 'encode', encode)
+        fresh = gather(where, store, Tokenizer(codec, 'another', 1.), count=64, phases=2)
+        for one in (again, fresh):
+            assert [(song.id, song.sha256, song.evidence_hash) for song in one.songs] == [
+                (song.id, song.sha256, song.evidence_hash) for song in found.songs]
+
+
+def test_a_folder_that_will_not_do_is_told_before_a_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr('lumina_plugin.null_pass.load_musicgen', None)
+    few = write_outside(tmp_path / 'few', 3)
+    for folder, told in ((few, '3 songs can be used, but .* at least 64'), (tmp_path / 'none', 'does not exist')):
+        with pytest.raises(LuminaError, match=told):
+            calibrate(run, folder)
+
+
+@pytest.mark.parametrize('name, named, asks', [('default', None, True), ('default', '', True), ('paper', None, False),
+                                               ('paper', '', False), ('paper', 'generated', True)])
+def test_a_recipe_that_does_not_ask_for_chance_gets_no_outside_songs_unless_they_are_named(name, named, asks):
+    from lumina_plugin.null_pass import asks_chance
+    from lumina_plugin.recipe import get_recipe
+    assert asks_chance(get_recipe(name), named) is asks
+
+
+def test_the_notice_of_generated_songs_is_no_alarm(store, project, caplog):
+    caplog.set_level('INFO')
+    gather(None, store, Tokenizer(build_codec()[0], 'another', 1.), count=64, valid=project.manifest)
+    (told,) = [record.getMessage() for record in caplog.records if 'datasource.valid' in record.getMessage()]
+    assert told.startswith('Chance is measured by songs that the embedded generator makes.') and 'no lone' not in told
+
+
+def test_info_tells_recordings_from_generations(store, capsys):
+    from lumina_plugin.cli import main
+    counts = collections.Counter(song.kind for song in store.null('epoch-0004').songs)
+    main(['store', 'info', str(store.path)])
+    told = capsys.readouterr().out
+    assert f"chance by {counts['recording']} recordings from outside" in told and 'outside songs' not in told
+    null = store.null('epoch-0004')
+    mixed = [song.model_copy(update={'kind': 'generation'}) if row < 3 else song for row, song in enumerate(null.songs)]
+    store.save_null('epoch-0004', null._replace(songs=mixed, generator='made by another model'))
+    main(['store', 'info', str(store.path)])
+    told = capsys.readouterr().out
+    assert '3 generations' in told and f"{counts['recording'] - 3} recordings" in told
