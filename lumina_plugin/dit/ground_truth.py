@@ -146,11 +146,11 @@ def make_truth(run: tp.Union[str, Path], heldout: tp.Union[str, Path], work: tp.
             logger.info("%s: trained in %.0f s, asked in %.0f s.", model.name, trained - begun,
                         time.perf_counter() - trained)
     found = [_known(work, model, origin) for model in plan]
-    losses = [one for one in found if one is not None]
-    if len(losses) < len(plan):
-        logger.info("%d of %d models are trained; the others are left to other parts.", len(losses), len(plan))
+    ready = [one for one in found if one is not None]
+    if len(ready) < len(plan):
+        logger.info("%d of %d models are trained; the others are left to other parts.", len(ready), len(plan))
         return None
-    truth = dataclasses.replace(truth, models=plan, losses=torch.stack(losses))
+    truth = dataclasses.replace(truth, models=plan, losses=torch.stack(ready))
     truth.save(work / FILE)
     return truth
 
