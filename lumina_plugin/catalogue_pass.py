@@ -102,7 +102,7 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
     from .catalogue import Catalogue
     from .codec import codec_hash
     from .fingerprint import Fingerprinter
-    from .null_pass import asks_chance, outside_of_run, run_null
+    from .null_pass import outside_of_run, run_null
     from .passes import make_identity, open_or_create, run_pass, store_path
     from .prepared import estimate, prepare
     from .tokens import Tokenizer
@@ -131,8 +131,7 @@ def _fingerprint_model(source: tp.Union[str, Path], catalogue: tp.Optional[tp.Un
         open_or_create(path, identity, prepared, update)
     workers.barrier()
     beside = None
-    named = outside or (run_key(folder, 'fingerprint.outside') if folder is not None else None)
-    if workers.first and asks_chance(recipe, named):
+    if workers.first:
         beside = outside_of_run(folder, FingerprintStore.open(path), tokenizer, recipe, songs=outside,
                                 generations_of=generations_of)
     for info, weights in _checkpoints(folder, recipe, musicgen):

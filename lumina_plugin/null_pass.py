@@ -130,11 +130,6 @@ def _calibrate(store: FingerprintStore, musicgen: tp.Any, run: tp.Optional[Path]
     return done
 
 
-def asks_chance(recipe: Recipe, named: tp.Any) -> bool:
-    """Whether outside songs are to be made: for a gate that asks them, and wherever somebody has named some."""
-    return recipe.gate.decides == 'calibrated' or named not in (None, '')
-
-
 def outside_of_run(run: tp.Optional[Path], store: FingerprintStore, tokenizer: Tokenizer, recipe: Recipe,
                    count: int = COUNT, songs: tp.Optional[tp.Union[str, Path]] = None,
                    generations_of: tp.Optional[str] = None) -> tp.Optional[Outside]:

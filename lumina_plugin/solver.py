@@ -32,7 +32,7 @@ from .hashing import state_hash
 from .inputs import BORROWED, recipes_of
 from .models import licence_note
 from .monitoring import checkpoint_figures
-from .null_pass import asks_chance, recordings_of, run_null, with_generations
+from .null_pass import recordings_of, run_null, with_generations
 from .origins import Origin, origins_of, songs_hash
 from .outside import Outside, gather
 from .passes import make_identity, open_or_create, run_pass, store_path
@@ -287,8 +287,6 @@ class LuminaMusicGenSolver(MusicGenSolver):
                         checkpoint: str) -> None:
         """Fingerprint the outside songs, which are read once, beside the catalogue's."""
         recipe, source = fingerprinter.recipe, self.cfg.datasource
-        if not asks_chance(recipe, self.cfg.fingerprint.get('outside')):
-            return
         wanted = (recipe.chunk_seconds, recipe.silence_db, recipe.gate.rate, recipe.query_phases)
         if self._outside is None or self._outside[0] != wanted:
             needed, tokenizer, catalogue = songs_needed(recipe.gate.rate), prepared.tokenizer, prepared.catalogue

@@ -257,14 +257,6 @@ def test_a_folder_that_will_not_do_is_told_before_a_model_is_loaded(run, tmp_pat
             calibrate(run, folder)
 
 
-@pytest.mark.parametrize('name, named, asks', [('default', None, True), ('default', '', True), ('paper', None, False),
-                                               ('paper', '', False), ('paper', 'generated', True)])
-def test_a_recipe_that_does_not_ask_for_chance_gets_no_outside_songs_unless_they_are_named(name, named, asks):
-    from lumina_plugin.null_pass import asks_chance
-    from lumina_plugin.recipe import get_recipe
-    assert asks_chance(get_recipe(name), named) is asks
-
-
 def test_the_notice_of_generated_songs_is_no_alarm(store, project, caplog):
     caplog.set_level('INFO')
     gather(None, store, Tokenizer(build_codec()[0], 'another', 1.), count=64, valid=project.manifest)
