@@ -59,6 +59,8 @@ def grid(
              "Steps of different lengths, layers and masks unless said.")] = None,
     family: tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
         help="Queries: free, continued, heldout; may be repeated. The first of them chooses.")] = None,
+    model: tp.Annotated[tp.Optional[str], typer.Option(
+        '--model', '-m', help="The run whose ground truth was made; the standard suite's unless said.")] = None,
     linear: tp.Annotated[bool, typer.Option('--linear', help="Also the linearisation of every point.")] = False,
     suite: Suite = Path('outputs/validation'), truth: Truth = None, device: Device = None,
 ) -> None:
@@ -67,8 +69,12 @@ def grid(
     Writes grid.md, grid.json and grid.png. Called again it goes on where it was stopped. The same as a dora grid:
     `dora grid lumina.unlearning`.
     """
+    from ..dit.ground_truth import DiTTruth
     from ..errors import LuminaError
+    from ..models import run_key
     from ..unlearning import grid as module
+    from ..unlearning.bench import Bench, DiffusionBench, MusicGenBench
+    from ..unlearning.opened import open_subject, run_of
     from ..validation.opened import open_truth
     families = list(family or ['free'])
     unknown = [one for one in families if one not in module.FAMILIES]
@@ -77,8 +83,16 @@ def grid(
     axes = {key: values for key, values in map(_axis, axis or module.AXES)}
     fixed = dict(map(_setting, settings or []))
     recipes = module.points_of(recipe, {**{key: [value] for key, value in fixed.items()}, **axes})
-    found, opened = open_truth(suite, None, truth, device)
-    points = module.grid(recipes, opened.musicgen, opened.run, found, out, families, linear)
+    bench: Bench
+    if model is not None and run_key(run_of(model), 'solver') == 'lumina_dit':
+        if truth is None:
+            raise LuminaError("A diffusion is judged by a ground truth of its own; make one with "
+                              "benchmarks/dit_ground_truth.py and name it by --truth.")
+        bench = DiffusionBench(DiTTruth.load(truth), open_subject(model, device))
+    else:
+        found, opened = open_truth(suite, model, truth, device)
+        bench = MusicGenBench(found, opened.musicgen, opened.run)
+    points = module.grid(recipes, bench, out, families, linear)
     folder = module.save_grid(out, points, families)
     print(module.markdown(points, families))
     print(f'Written: {folder}/grid.md, grid.json, grid.png')

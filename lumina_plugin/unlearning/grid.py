@@ -7,6 +7,7 @@ other half, so that the best of many is not the luckiest.
 import dataclasses
 import itertools
 import logging
+import time
 import typing as tp
 from pathlib import Path
 
@@ -14,16 +15,16 @@ import numpy as np
 
 from ..errors import LuminaError
 from ..prepared import progress_bar
-from ..validation.lds import Interval, half_losses, interval, lds
-from ..validation.queries import Query
-from ..validation.results import Panel, digest, dots, kept_parts, save, table
+from ..validation.lds import Interval, interval, lds
+from ..validation.results import Panel, dots, kept_parts, save, table
 from ..validation.truth import FloatArray, GroundTruth
-from .method import Unlearning
+from .bench import FAMILIES, Bench, MusicGenBench
+from .masks import Piece
 from .recipe import UnlearningRecipe, unlearning_recipe
+from .scoring import Unlearner
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = {'free': False, 'continued': True, 'heldout': False}  # and whether a prompt's frames are left out
 AXES = ('relative=0.0001,0.001,0.003,0.01,0.03', 'steps=1,4', 'layers=all,P,M', 'mask=none,mixed')
 
 
@@ -98,22 +99,27 @@ def points_of(base: str, axes: tp.Mapping[str, tp.Sequence[tp.Any]]) -> tp.List[
 
 def measure(recipe: UnlearningRecipe, musicgen: tp.Any, run: Path, truth: GroundTruth, out: Path,
             families: tp.Sequence[str] = ('free',), linear: bool = False) -> Point:
+    """`judged` for a MusicGen, its run's folder and its ground truth."""
+    return judged(recipe, MusicGenBench(truth, musicgen, run), out, families, linear)
+
+
+def judged(recipe: UnlearningRecipe, bench: Bench, out: Path, families: tp.Sequence[str] = ('free',),
+           linear: bool = False) -> Point:
     """Judge one recipe by a ground truth; what was measured before is read.
 
     Args:
-        musicgen, run: The model that the truth is of, and its folder. out (Path): Where finished work is kept.
+        bench (Bench): Model, songs and truth. out (Path): Where finished work is kept.
         linear (bool): Also the linearisation.
     """
-    songs = [truth.queries[column] for column in truth.columns('songs')]
-    method = Unlearning(recipe, musicgen, run, songs)
+    recipe = bench.subject.adapted(recipe)
+    opened: tp.List[Unlearner] = []
     scores: tp.Dict[str, FloatArray] = {}
     flat: tp.Dict[str, FloatArray] = {}
     facts: tp.List[tp.Dict[str, FloatArray]] = []
     try:
         for family in families:
-            queries = [truth.queries[column] for column in truth.columns(family)]
-            kept = _kept(method, queries, FAMILIES[family], out, truth, linear)
-            halves = half_losses(truth, truth.columns(family), FAMILIES[family])
+            kept = _kept(recipe, bench, family, out, linear, opened)
+            halves = bench.halves(family)
             scores[family] = lds(kept['scores'], halves)
             if linear:
                 flat[family] = lds(kept['linear'], halves)
@@ -126,27 +132,30 @@ def measure(recipe: UnlearningRecipe, musicgen: tp.Any, run: Path, truth: Ground
     return Point(recipe, '', scores, flat, *means)
 
 
-def _kept(method: Unlearning, queries: tp.Sequence[Query], masked: bool, out: Path, truth: GroundTruth, linear: bool
+def _kept(recipe: UnlearningRecipe, bench: Bench, family: str, out: Path, linear: bool, opened: tp.List[Unlearner]
           ) -> tp.Dict[str, FloatArray]:
     """Scores [Q, N] and facts [Q] of queries, as they were measured before or are now."""
-    def make(some: tp.Sequence[Query]) -> tp.Dict[str, FloatArray]:
-        spent = method.spent
-        scores = next(iter(method.scores(some, masked).values()))
-        found = method.found[-1]
-        made = {'scores': scores, 'lr': found.lr, 'relative': found.relative, 'rise': found.after - found.before,
-                'seconds': np.full(len(some), (method.spent - spent) / len(some))}
+    def make(some: tp.Sequence[Piece]) -> tp.Dict[str, FloatArray]:
+        if not opened:
+            opened.append(bench.subject.unlearner(recipe, progress_bar))
+        pieces = [bench.subject.query_of(piece, recipe) for piece in some]
+        begun = time.perf_counter()
+        found = opened[0].scores(pieces)
+        seconds = (time.perf_counter() - begun) / len(some)
+        made = {'scores': found.scores, 'lr': found.lr, 'relative': found.relative, 'rise': found.after - found.before,
+                'seconds': np.full(len(some), seconds)}
         if linear:
-            pieces = [method.piece(query, masked) for query in some]
-            made['linear'] = method.unlearner.linearised(pieces)
+            made['linear'] = opened[0].linearised(pieces)
         return made
-    facts = ['unlearning', method.recipe.hash, digest(truth.facts), [query.id for query in queries], masked, linear]
-    return kept_parts(out / 'kept', facts, queries, make, titles([Point(method.recipe)])[0])
+    queries = bench.queries(family)
+    facts = ['unlearning', recipe.hash, bench.facts, [query.id for query in queries], FAMILIES[family], linear]
+    return kept_parts(out / 'kept', facts, queries, make, titles([Point(recipe)])[0])
 
 
-def grid(recipes: tp.Sequence[UnlearningRecipe], musicgen: tp.Any, run: Path, truth: GroundTruth, out: Path,
-         families: tp.Sequence[str] = ('free',), linear: bool = False) -> tp.List[Point]:
+def grid(recipes: tp.Sequence[UnlearningRecipe], bench: Bench, out: Path, families: tp.Sequence[str] = ('free',),
+         linear: bool = False) -> tp.List[Point]:
     """Judge recipes one after the other."""
-    return [measure(recipe, musicgen, run, truth, out, families, linear)
+    return [judged(recipe, bench, out, families, linear)
             for recipe in progress_bar(recipes, 'grid', len(recipes))]
 
 

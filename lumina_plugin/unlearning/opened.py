@@ -23,13 +23,24 @@ def open_subject(source: tp.Union[str, Path], device: tp.Optional[str] = None,
     Raises:
         LuminaError: when it is no run, its songs cannot be found, or there is no such checkpoint.
     """
-    from ..models import run_folder, run_key
+    from ..models import run_key
+    run = run_of(source)
+    opened = _diffusion if run_key(run, 'solver') == 'lumina_dit' else _musicgen
+    return opened(run, device, checkpoint)
+
+
+def run_of(source: tp.Union[str, Path]) -> Path:
+    """Folder of a dora run, named by itself or by its signature.
+
+    Raises:
+        LuminaError: when it is none.
+    """
+    from ..models import run_folder
     run = run_folder(source)
     if run is None:
         raise LuminaError(f"{source} is no dora run, whose songs are needed to unlearn; name the folder or the "
                           "signature of a training.")
-    opened = _diffusion if run_key(run, 'solver') == 'lumina_dit' else _musicgen
-    return opened(run, device, checkpoint)
+    return run
 
 
 def _musicgen(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str]) -> MusicGenSubject:
