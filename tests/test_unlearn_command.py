@@ -1,0 +1,151 @@
+"""`lumina unlearn` on a real run: files that it writes, what it goes on from, what it refuses."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from lumina_plugin.cli import main
+from lumina_plugin.errors import LuminaError
+from lumina_plugin.store import FingerprintStore
+from lumina_plugin.unlearning import grid as module
+from lumina_plugin.unlearning.attribute import attribute, shortlists
+from lumina_plugin.unlearning.bench import MusicGenBench
+from lumina_plugin.unlearning.opened import open_subject
+from lumina_plugin.unlearning.recipe import unlearning_recipe
+
+from .test_unlearn_compare import suite  # noqa: F401 (a fixture)
+
+
+@pytest.fixture
+def run(project, tmp_path):
+    """A copy of the shared run: Fisher information is kept beside its checkpoint."""
+    return shutil.copytree(project.folder(), tmp_path / 'xps' / project.folder().name)
+
+
+def test_the_fisher_is_made_once(run, capsys):
+    main(['unlearn', 'fisher', str(run)])
+    told = capsys.readouterr().out
+    assert 'kronecker Fisher information of 6 songs for all' in told and 'Kept: ' in told
+    kept = {path: path.stat().st_mtime_ns for path in (run / 'fisher').iterdir()}
+    assert len(kept) == 2  # and the songs' losses
+    main(['unlearn', 'fisher', str(run)])
+    assert {path: path.stat().st_mtime_ns for path in (run / 'fisher').iterdir()} == kept
+    main(['unlearn', 'fisher', str(run), '--set', 'fisher=adam', '--set', 'layers=M'])
+    assert 'adam Fisher information of 6 songs for M' in capsys.readouterr().out
+
+
+def test_a_recording_is_attributed_and_what_is_finished_is_read(run, project, tmp_path, capsys, monkeypatch):
+    song = project.root / 'songs' / 'song-2.wav'
+    argv = ['unlearn', 'attribute', str(song), '--model', str(run), '--out', str(tmp_path / 'out')]
+    main([*argv, '--set', 'fisher=diagonal', '--set', 'relative=0.003'])
+    told = capsys.readouterr().out
+    folder = tmp_path / 'out' / 'song-2'
+    found = json.loads((folder / 'song-2.json').read_text())
+    assert found['relative'] == pytest.approx(3e-3, rel=1e-3) and found['after'] > found['before']
+    rows = list(csv.DictReader((folder / 'song-2.csv').open()))
+    assert [row['song'] for row in rows] == [found['songs'][i] for i in np.argsort(-np.array(found['scores']))]
+    assert rows[0]['song'] in (folder / 'song-2.md').read_text() and rows[0]['song'] in told
+    assert (folder / 'song-2.png').read_bytes().startswith(b'\x89PNG')
+    monkeypatch.setattr('lumina_plugin.unlearning.subject.Subject.unlearner', None)
+    main([*argv, '--set', 'fisher=diagonal', '--set', 'relative=0.003'])
+    assert capsys.readouterr().out == told
+
+
+def test_a_shortlist_asks_about_fewer_songs(run, project, tmp_path, capsys):
+    song = project.root / 'songs' / 'song-2.wav'
+    subject = open_subject(run)
+    recipe = unlearning_recipe('default')
+    attributor = subject.attributor(FingerprintStore.open(run / 'lumina' / 'default'))
+    piece = subject.pieces([song])
+    assert len(shortlists(attributor, subject, piece, 0.05)[0]) == 6  # at least ten, where there are so many
+    exact = attribute(subject, recipe, piece, tmp_path / 'exact')[0]
+    fast = attribute(subject, recipe, piece, tmp_path / 'fast', attributor)[0]
+    np.testing.assert_allclose(fast.scores, exact.scores, atol=1e-5)
+    main(['unlearn', 'attribute', str(song), '--model', str(run), '--out', str(tmp_path / 'out'), '--fast'])
+    assert 'song-2' in capsys.readouterr().out
+
+
+def test_songs_find_themselves(run, tmp_path, capsys):
+    argv = ['unlearn', 'self', str(run), '--out', str(tmp_path), '--targets', '3', '--generations', '2', '--moved', '1',
+            '--layers', 'M', '--mask', 'mixed', '--mask', 'none', '--set', 'fisher=identity']
+    main(argv)
+    told = capsys.readouterr().out
+    assert 'itself first' in told and "latents of the model's codec" in told and 'over 5 seeds' in told
+    found = json.loads((tmp_path / 'self' / 'self.json').read_text())
+    assert [group['recipe']['mask'] for group in found['groups']] == ['mixed', 'none']
+    for group in found['groups']:
+        assert len(group['ranks']) == 3 and all(1 <= rank <= 6 for rank in group['ranks'])
+        assert len(group['frechet']) == 1 and group['frechet'][0] >= 0
+    main(argv)
+    assert capsys.readouterr().out == told
+    assert (tmp_path / 'self' / 'self.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_grid_is_judged_and_goes_on(suite, tmp_path, capsys, monkeypatch):  # noqa: F811
+    folder, truth, path = suite
+    copied = shutil.copytree(folder, tmp_path / 'xps' / folder.name)
+    argv = ['unlearn', 'grid', '--suite', str(tmp_path), '--truth', str(path), '--out', str(tmp_path / 'out'),
+            '--model', str(copied), '--set', 'fisher=identity', '--axis', 'relative=0.001,0.01', '--linear']
+    main(argv)
+    told = capsys.readouterr().out
+    assert 'length 0.001' in told and 'Best by the even queries' in told and 'linearised' in told
+    found = json.loads((tmp_path / 'out' / 'grid' / 'grid.json').read_text())
+    assert [len(point['lds']['free']) for point in found] == [3, 3]
+    monkeypatch.setattr('lumina_plugin.unlearning.subject.Subject.unlearner', None)
+    main(argv)
+    assert capsys.readouterr().out == told
+
+
+def test_a_point_that_fails_does_not_stop_the_grid(suite, opened_bench, tmp_path):  # noqa: F811
+    recipes = [unlearning_recipe('default', fisher='identity', lr=1e38),
+               unlearning_recipe('default', fisher='identity', layers='cross_attention')]
+    points = module.grid(recipes, opened_bench, tmp_path)
+    assert 'not finite' in points[0].error and 'no weight' in points[1].error
+    assert 'not finite' in module.markdown(points)
+
+
+@pytest.fixture
+def opened_bench(suite):  # noqa: F811
+    from lumina_plugin.models import load_musicgen
+    folder, truth, _ = suite
+    return MusicGenBench(truth, load_musicgen(folder), folder)
+
+
+def test_points_are_told_by_what_differs():
+    points = [module.Point(recipe) for recipe in module.points_of('default', {'steps': [1, 2], 'mask': ['none']})]
+    assert module.titles(points) == ['1 step', '2 steps'] and 'mask none' in module.shared(points)
+    assert len(module.points_of('default', {'fisher': ['identity'], 'power': [0.5, 1.]})) == 1
+
+
+@pytest.mark.parametrize('argv, told', [
+    (['fisher', 'nowhere'], 'is no dora run'),
+    (['fisher', 'RUN', '--checkpoint', 'epoch-0099'], "no checkpoint 'epoch-0099'.*choose of epoch-"),
+    (['fisher', 'RUN', '--set', 'lr=1', '--set', 'relative=1'], 'give one of them'),
+    (['fisher', 'RUN', '--set', 'steps'], 'is not KEY=VALUE'),
+    (['fisher', 'RUN', '--recipe', 'best'], 'no unlearning recipe'),
+    (['fisher', 'RUN', '--set', 'layers=cross_attention'], 'matches no weight'),
+    (['fisher', 'RUN', '--set', 'objective=v_objective'], 'cannot answer the v-objective'),
+    (['attribute', 'SILENCE', '--model', 'RUN'], 'is silent'),
+    (['attribute', 'nothing.wav', '--model', 'RUN'], 'nothing.wav'),
+    (['self', 'RUN', '--embedding', 'openl3'], 'openl3 is not installed'),
+    (['self', 'RUN', '--embedding', 'clap'], 'give --clap'),
+    (['self', 'RUN', '--embedding', 'ear'], "no embedding 'ear'"),
+    (['grid', '--family', 'none'], "no queries 'none'")])
+def test_bad_input_is_told_in_a_sentence(argv, told, project, tmp_path, capsys):
+    places = {'RUN': str(project.folder()), 'SILENCE': str(project.root / 'songs' / 'silence.wav')}
+    with pytest.raises(SystemExit) as stopped:
+        main(['unlearn', *(places.get(word, word) for word in argv)])
+    assert stopped.value.code == 2 and re.search(told, capsys.readouterr().err)
+
+
+def test_anothers_fisher_file_is_refused(run, project, tmp_path):
+    subject = open_subject(run)
+    main(['unlearn', 'fisher', str(run), '--checkpoint', 'epoch-0002'])
+    file = next(path for path in (run / 'fisher').iterdir() if path.name.startswith('kronecker'))
+    with pytest.raises(LuminaError, match='another checkpoint'):
+        attribute(subject, unlearning_recipe('default'), subject.pieces([project.root / 'songs' / 'song-1.wav']),
+                  tmp_path, fisher=file)
