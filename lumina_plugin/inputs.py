@@ -119,6 +119,9 @@ def check_inputs(cfg: omegaconf.DictConfig, folder: Path, runs: Path) -> None:
         LuminaError: a stage that the solver lacks, a model to start from or a codec that is not there or is damaged,
             a recipe that is not usable or not the one of the run's store.
     """
+    if cfg.solver == 'lumina_unlearning':
+        _check_unlearning(cfg, runs)
+        return
     resolve_paths(cfg)
     stages = ['valid', 'evaluate', 'generate'] + ['fingerprint'] * (cfg.solver in ('lumina', 'lumina_dit'))
     if cfg.execute_only and cfg.execute_only not in stages:
@@ -138,6 +141,16 @@ def check_inputs(cfg: omegaconf.DictConfig, folder: Path, runs: Path) -> None:
         _check_source('compression_model_checkpoint', codec, runs, hub=cfg.solver == 'lumina')
     if cfg.solver == 'lumina':
         _check_fingerprints(cfg, folder)
+
+
+def _check_unlearning(cfg: omegaconf.DictConfig, runs: Path) -> None:
+    """LuminaError where a run of unlearning could not do what it is asked for."""
+    for key, mend in (('execute_only', "it has one stage"), ('continue_from', "unlearning.of names the model")):
+        if cfg[key]:
+            raise LuminaError(f"{key} is {cfg[key]}, which solver=lumina/unlearning does not take ({mend}): leave it "
+                              "empty.")
+    from .unlearning.solver import read_settings
+    read_settings(cfg, runs)
 
 
 def _check_source(key: str, name: str, runs: Path, hub: bool = False) -> None:

@@ -49,6 +49,8 @@ def resolve_device(cfg: omegaconf.DictConfig) -> None:
 def prepare_data(cfg: omegaconf.DictConfig) -> None:
     """Render the songs that the tiny codec or autoencoder learns from, if this is its training, and check that all data
     is there."""
+    if cfg.solver == 'lumina_unlearning':  # which opens another run with that one's songs
+        return
     if cfg.solver in ('lumina_compression', 'lumina_oobleck') and cfg.codec.songs:
         from .embedded import build_embedded
         folder = git_save.to_absolute_path(cfg.lumina.catalogue)
@@ -76,6 +78,9 @@ def _split_batch_size(cfg: omegaconf.DictConfig) -> None:
 def get_solver(cfg: omegaconf.DictConfig):
     """Build the solver that `cfg.solver` names, ours or one of audiocraft's, ready to run inside the current XP."""
     resolve_device(cfg)
+    if cfg.solver == 'lumina_unlearning':
+        from .unlearning.solver import UnlearningSolver
+        return UnlearningSolver(cfg)
     _split_batch_size(cfg)
     prepare_data(cfg)
     if cfg.solver == 'lumina':
@@ -96,8 +101,8 @@ def get_solver(cfg: omegaconf.DictConfig):
     except KeyError as error:
         if error.args != (cfg.solver,):
             raise
-        raise LuminaError(f"solver is {cfg.solver!r}, which is unknown: choose lumina, lumina_dit, musicgen, "
-                          "compression, lumina_compression or lumina_oobleck.") from None
+        raise LuminaError(f"solver is {cfg.solver!r}, which is unknown: choose lumina, lumina_dit, lumina_unlearning, "
+                          "musicgen, compression, lumina_compression or lumina_oobleck.") from None
 
 
 def get_solver_from_xp(xp: XP, override_cfg: tp.Optional[tp.Union[dict, omegaconf.DictConfig]] = None,

@@ -6,6 +6,8 @@ songs sound, and how far generations move (arXiv 2506.18312, section 4, train-to
 
 import dataclasses
 import logging
+import math
+import time
 import typing as tp
 from pathlib import Path
 
@@ -39,6 +41,7 @@ class Group:
         near, far (Interval): Cosine of the target with its top and bottom songs, itself left out.
         relative (float): ‖θ - θ0‖ / ‖θ0‖, mean. rise (float): How much the target's own loss rose, mean.
         frechet (list of float): Distance of generations to the songs after forgetting some of the targets.
+        lr (float): Mean over the targets. seconds (float): Per target. NaN where an earlier version kept neither.
     """
     recipe: UnlearningRecipe
     error: str = ''
@@ -49,6 +52,8 @@ class Group:
     relative: float = 0.
     rise: float = 0.
     frechet: tp.List[float] = dataclasses.field(default_factory=list)
+    lr: float = math.nan
+    seconds: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +118,11 @@ def _group(subject: Subject, recipe: UnlearningRecipe, embedder: Embedder, out: 
         return opened[0]
 
     def scored(some: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
+        unlearner()  # what is made once for all targets is not timed
+        begun = time.perf_counter()
         found = unlearner().scores([subject.query_of(subject.songs[row], recipe) for row in some])
-        return {'scores': found.scores, 'relative': found.relative, 'rise': found.after - found.before}
+        return {'scores': found.scores, 'relative': found.relative, 'rise': found.after - found.before,
+                'lr': found.lr, 'seconds': np.full(len(some), (time.perf_counter() - begun) / len(some))}
 
     def drawn(some: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
         distances = []
@@ -132,7 +140,8 @@ def _group(subject: Subject, recipe: UnlearningRecipe, embedder: Embedder, out: 
     near, far = _likeness(kept['scores'], chosen, vectors)
     return Group(recipe, '', [subject.songs[row].id for row in chosen],
                  [float(rank) for rank in ranks_of(kept['scores'], list(chosen))], interval(near), interval(far),
-                 float(kept['relative'].mean()), float(kept['rise'].mean()), distances)
+                 float(kept['relative'].mean()), float(kept['rise'].mean()), distances,
+                 *(float(kept[name].mean()) if name in kept else math.nan for name in ('lr', 'seconds')))
 
 
 def _likeness(scores: FloatArray, chosen: tp.Sequence[int], vectors: FloatArray) -> tp.Tuple[FloatArray, FloatArray]:
