@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lumina_plugin import inputs, train
+from lumina_plugin.unlearning.recipe import unlearning_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = sorted(path.stem for path in (ROOT / 'grids' / 'lumina').glob('[!_]*.py'))
-RUNS = {'quickstart': 5, 'finetune': 3, 'finetune_large': 1, 'recipes': 13}
+RUNS = {'quickstart': 5, 'finetune': 3, 'finetune_large': 1, 'recipes': 13, 'unlearning': 66}
+TRAINING = [name for name in GRIDS if name != 'unlearning']  # which forgets instead
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +41,8 @@ def test_dora_lays_out_every_grid(name, laid_out):
     assert runs and all(signature in table for signature in runs)
 
 
-@pytest.mark.parametrize('name', GRIDS)
-def test_the_runs_of_every_grid_have_recipes_that_hold(name, laid_out):
+@pytest.mark.parametrize('name', TRAINING)
+def test_the_runs_of_every_training_grid_have_recipes_that_hold(name, laid_out):
     for argv in laid_out[name][1].values():
         cfg = train.main.get_xp(argv).cfg
         if cfg.solver != 'lumina':  # a codec's training has none
@@ -58,6 +61,22 @@ def test_the_ablation_has_a_recipe_and_a_store_of_its_own_in_each_run_but_one_tr
     assert len(learnt) == 1
     kinds = [inputs.recipes_of(cfg)[0].projection.kind for cfg in cfgs if cfg.label == 'projection-separated']
     assert kinds == ['separated']
+
+
+def test_every_recipe_of_unlearning_is_a_run_of_its_own(laid_out):
+    recipes = []
+    for argv in laid_out['unlearning'][1].values():
+        keys = {key.removeprefix('unlearning.'): yaml.safe_load(value)
+                for key, value in (override.split('=', 1) for override in argv)}
+        assert keys.pop('solver') == 'lumina/unlearning' and (ROOT / keys.pop('truth')).is_file()
+        sizes = {key: float(keys.pop(key)) for key in ('lr', 'relative') if key in keys}  # YAML reads 1e-6 as text
+        recipes.append(unlearning_recipe(keys.pop('preset', 'default'), **keys, **sizes))
+    assert len({recipe.hash for recipe in recipes}) == len(recipes)
+    for key, values in (('fisher', {'kronecker', 'diagonal', 'adam', 'identity'}), ('steps', {1, 4}),
+                        ('layers', {'all', 'P', 'M'}), ('mask', {'mixed', 'none'}), ('lr', {1e-6, None}),
+                        ('relative', {None, 1e-3, 3e-3, 1e-2, 3e-2})):
+        assert {getattr(recipe, key) for recipe in recipes} == values, key
+    assert unlearning_recipe('published').hash in {recipe.hash for recipe in recipes}
 
 
 def test_the_large_model_is_fingerprinted_whole_from_the_run_that_trained_it(laid_out):

@@ -212,5 +212,5 @@ def test_the_table_shows_a_real_run_and_stands_unfinished_ones(runs, judged):
     assert shown['truth']['lds'] == found['lds'] and shown['frechet']['after'] == found['frechet']
     assert shown['step']['length'] == found['relative'] and shown['songs']['R'] == found['rank']
     lines = [shown, *(explorer.process_history(other) for other in ([], [{}], [{'other': {}}]))]
-    table = treetable.table(lines, explorer.get_grid_metrics())
+    table = treetable.treetable(lines, treetable.table(groups=explorer.get_grid_metrics()))
     assert f"{found['lds']:.3f}" in table and 'linear' in table
