@@ -69,13 +69,9 @@ def grid(
     Writes grid.md, grid.json and grid.png. Called again it goes on where it was stopped. The same as a dora grid:
     `dora grid lumina.unlearning`.
     """
-    from ..dit.ground_truth import DiTTruth
     from ..errors import LuminaError
-    from ..models import run_key
     from ..unlearning import grid as module
-    from ..unlearning.bench import Bench, DiffusionBench, MusicGenBench
-    from ..unlearning.opened import open_subject, run_of
-    from ..validation.opened import open_truth
+    from ..unlearning.opened import open_bench
     families = list(family or ['free'])
     unknown = [one for one in families if one not in module.FAMILIES]
     if unknown:
@@ -83,15 +79,7 @@ def grid(
     axes = {key: values for key, values in map(_axis, axis or module.AXES)}
     fixed = dict(map(_setting, settings or []))
     recipes = module.points_of(recipe, {**{key: [value] for key, value in fixed.items()}, **axes})
-    bench: Bench
-    if model is not None and run_key(run_of(model), 'solver') == 'lumina_dit':
-        if truth is None:
-            raise LuminaError("A diffusion is judged by a ground truth of its own; make one with "
-                              "benchmarks/dit_ground_truth.py and name it by --truth.")
-        bench = DiffusionBench(DiTTruth.load(truth), open_subject(model, device))
-    else:
-        found, opened = open_truth(suite, model, truth, device)
-        bench = MusicGenBench(found, opened.musicgen, opened.run)
+    bench = open_bench(truth, model, suite, device)
     points = module.grid(recipes, bench, out, families, linear)
     folder = module.save_grid(out, points, families)
     print(module.markdown(points, families))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import LuminaError
+from .bench import Bench, DiffusionBench, MusicGenBench
 from .diffusion import DiffusionSubject
 from .musicgen import SECONDS, MusicGenSubject
 from .subject import Subject
@@ -41,6 +42,28 @@ def run_of(source: tp.Union[str, Path]) -> Path:
         raise LuminaError(f"{source} is no dora run, whose songs are needed to unlearn; name the folder or the "
                           "signature of a training.")
     return run
+
+
+def open_bench(truth: tp.Optional[Path] = None, model: tp.Optional[tp.Union[str, Path]] = None,
+               suite: Path = Path('outputs/validation'), device: tp.Optional[str] = None) -> Bench:
+    """A ground truth and the run that it was made of.
+
+    Args:
+        truth (Path, optional): Its file; the suite's unless said, which a diffusion is not judged by.
+        model (str or path, optional): The run, else the one that the truth names. suite (Path): Of `lumina validate`.
+    Raises:
+        LuminaError: when one of them is missing, or they do not belong together.
+    """
+    from ..dit.ground_truth import DiTTruth
+    from ..models import run_key
+    from ..validation.opened import open_truth
+    if model is not None and run_key(run_of(model), 'solver') == 'lumina_dit':
+        if truth is None:
+            raise LuminaError("A diffusion is judged by a ground truth of its own; make one with "
+                              "benchmarks/dit_ground_truth.py and name it by --truth.")
+        return DiffusionBench(DiTTruth.load(truth), open_subject(model, device))
+    found, opened = open_truth(suite, None if model is None else str(model), truth, device)
+    return MusicGenBench(found, opened.musicgen, opened.run)
 
 
 def _musicgen(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str]) -> MusicGenSubject:

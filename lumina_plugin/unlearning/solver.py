@@ -24,7 +24,7 @@ if tp.TYPE_CHECKING:
     from .own import Own
 
 STAGE = 'unlearn'
-TRAINED = ('lumina', 'musicgen')  # solvers whose runs can be opened
+TRAINED = ('lumina', 'musicgen', 'lumina_dit')  # solvers whose runs can be opened
 Metrics = tp.Dict[str, float]
 
 
@@ -117,7 +117,8 @@ def _trained(of: str, truth: tp.Optional[Path], runs: Path) -> Path:
             raise LuminaError(f"{told}, which is no dora run; name a trained run by its signature or its folder.")
     solver = run_key(found, 'solver')
     if solver not in TRAINED:
-        raise LuminaError(f"{told}, a run of solver={solver}; name the training of a MusicGen (solver=lumina/...).")
+        raise LuminaError(f"{told}, a run of solver={solver}; name the training of a MusicGen or of a latent "
+                          "diffusion transformer (solver=lumina/...).")
     return found.absolute()
 
 
@@ -191,7 +192,13 @@ class UnlearningSolver(flashy.BaseSolver):
         from ..validation.opened import open_run
         from ..validation.truth import GroundTruth
         from . import grid
-        asked, truth = self.settings, GroundTruth.load(path)
+        asked = self.settings
+        if run_key(asked.of, 'solver') == 'lumina_dit':
+            from .opened import open_bench
+            bench = open_bench(path, asked.of, device=self.cfg.device)
+            return _point_metrics(grid.judged(asked.recipe, bench, asked.out, asked.families, asked.linear),
+                                  asked.families)
+        truth = GroundTruth.load(path)
         opened = open_run(asked.of, asked.out, device=self.cfg.device, songs=0)  # the truth has them already
         if opened.catalogue.hash != truth.facts['catalogue']:
             raise LuminaError(f"Run {asked.of.name} was trained on other songs than those of the ground truth {path}; "
@@ -209,8 +216,9 @@ class UnlearningSolver(flashy.BaseSolver):
         from .opened import open_subject
         asked = self.settings
         subject = open_subject(asked.of, self.cfg.device)
-        return _own_metrics(own.measure(subject, [asked.recipe], embedder(subject.codec, asked.embedding, asked.clap),
-                                        asked.out, asked.targets, asked.generations, asked.moved))
+        return _own_metrics(own.measure(subject, [subject.adapted(asked.recipe)],
+                                        embedder(subject.sound, asked.embedding, asked.clap), asked.out, asked.targets,
+                                        asked.generations, asked.moved))
 
 
 def _point_metrics(point: 'Point', families: tp.Sequence[str]) -> Metrics:
