@@ -71,7 +71,7 @@ def _view(summary: Summary, key: str, channel: ChannelSummary, limit: int) -> tp
     shown = channel.owed[:BARS]
     scale = _scale([song.share_high or song.share for song in shown])
     rest = channel.owed[len(shown):]
-    paid = 1 - channel.unattributed
+    paid = max(0., 1 - channel.unattributed)  # which sums can put above 1 by rounding
     return dict(
         key=key, words=words.channel_words(key), channel=channel, summary=sentence(summary, key, channel),
         bars=[_bar(song, scale) for song in shown], scale=scale, rest=len(rest),

@@ -56,7 +56,7 @@ def percent(fraction: float, digits: int = 1) -> str:
         return f'<{NBSP}{smallest:.{digits}f}{NBSP}%'
     if 100 - smallest / 2 <= value < 100 - 1e-9:
         return f'>{NBSP}{100 - smallest:.{digits}f}{NBSP}%'
-    return f'{value:.{digits}f}{NBSP}%'
+    return f'{value if abs(value) > 1e-9 else 0:.{digits}f}{NBSP}%'  # no -0.0
 
 
 def confidence(fraction: float) -> str:
