@@ -200,8 +200,8 @@ def test_the_published_schemas_are_those_of_the_code():
     assert json.loads((DOCS / 'report.schema.json').read_text()) == schema.json_schema()
 
 
-@pytest.mark.parametrize('fraction, reads', [(-2e-16, '0.0 %'), (0., '0.0 %'), (1 + 2e-16, '100.0 %'), (1e-6, '< 0.1 %'),
-                                             (0.714, '71.4 %'), (-0.1, '-10.0 %')])
+@pytest.mark.parametrize('fraction, reads', [
+    (-2e-16, '0.0 %'), (0., '0.0 %'), (1 + 2e-16, '100.0 %'), (1e-6, '< 0.1 %'), (0.714, '71.4 %'), (-0.1, '-10.0 %')])
 def test_percentages_read_without_a_negative_nothing(fraction, reads):
     from lumina_plugin.report import words
     assert words.percent(fraction).replace('\u00a0', ' ') == reads.replace('\u00a0', ' ')
