@@ -135,7 +135,7 @@ def make_truth(run: tp.Union[str, Path], heldout: tp.Union[str, Path], work: tp.
     for model in plan[part[0]::part[1]]:
         if _known(work, model, origin) is None:
             begun = time.perf_counter()
-            dit = retrain(run, model, work / 'training')
+            dit = retrain(run, catalogue, model, work / 'training')
             trained = time.perf_counter()
             losses = query_losses(dit, truth.queries, draws)
             header = {'model': json.dumps({'songs': list(model.songs), 'seed': model.seed, 'queries': origin}),
@@ -155,10 +155,13 @@ def make_truth(run: tp.Union[str, Path], heldout: tp.Union[str, Path], work: tp.
     return truth
 
 
-def retrain(run: Path, model: Retrained, work: Path) -> LatentDiT:
-    """Train a model as a run was trained, from the same first weights, on some of its songs.
+def retrain(run: Path, catalogue: Catalogue, model: Retrained, work: Path) -> LatentDiT:
+    """Train a model as a run was trained, from the same first weights, on some of the songs of its catalogue.
 
     Every song is seen as often as in the run, in fewer updates.
+
+    Raises:
+        LuminaError: when the catalogue has no manifest, or training ends with weights that are not finite.
     """
     import dora.xp
 
@@ -170,6 +173,11 @@ def retrain(run: Path, model: Retrained, work: Path) -> LatentDiT:
     cfg.dit.subset = {'songs': list(model.songs), 'fraction': 1., 'seed': 0}
     cfg.seed, cfg.num_threads = model.seed, torch.get_num_threads()
     cfg.logging.log_updates, cfg.lumina.render = 1, False
+    if catalogue.source is None:
+        raise LuminaError("A catalogue without a manifest cannot be retrained on; write one with `lumina catalogue "
+                          "build`.")
+    for split in ('train', 'valid', 'evaluate', 'generate'):  # wherever they lie by now
+        cfg.datasource[split] = str(Path(catalogue.source).absolute().parent)
     cfg.fingerprint.every = cfg.evaluate.every = cfg.generate.every = None
     cfg.lumina.latents_cache = cfg.lumina.latents_cache or str(run.absolute() / 'lumina' / 'latents')
     train.init_seed_and_system(cfg)
