@@ -13,9 +13,10 @@ from .errors import LuminaError
 Objective = tp.Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _of_example(logits: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, gradient: torch.Tensor,
-                values: torch.Tensor, odds: bool) -> None:
-    """Weighted values [K, T] of one example and their gradient [K, T, card], written where they belong."""
+def _of_example(logits: torch.Tensor, index: torch.Tensor, weights: torch.Tensor,
+                gradient: tp.Optional[torch.Tensor], values: torch.Tensor, odds: bool) -> None:
+    """Weighted values [K, T] of one example and their gradient [K, T, card] if there is a place for it, written where
+    they belong."""
     if odds:
         other = (index + 1) % logits.shape[-1]  # any other code: its logit and log probability tell the logsumexp
         work = logits.float().scatter(-1, index, float('-inf')).log_softmax(-1)
@@ -23,11 +24,13 @@ def _of_example(logits: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     else:
         work = logits.float().log_softmax(-1)  # [K, T, card]
         found = -work.gather(-1, index)
+    unused = weights == 0  # audiocraft marks what it cannot predict by NaN
+    values.copy_((found[..., 0] * weights).masked_fill_(unused, 0.))
+    if gradient is None:
+        return
     sign = -1. if odds else 1.
     work.exp_().mul_(sign * weights[..., None]).scatter_add_(-1, index, -sign * weights[..., None])
-    unused = weights == 0  # audiocraft marks what it cannot predict by NaN
     gradient.copy_(work.masked_fill_(unused[..., None], 0.))
-    values.copy_((found[..., 0] * weights).masked_fill_(unused, 0.))
 
 
 class _Weighted(torch.autograd.Function):
@@ -39,10 +42,11 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: tp.Any, logits: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor, odds: bool
                 ) -> torch.Tensor:
-        gradient, values = torch.empty_like(logits), torch.empty_like(weights)
-        parts = zip(logits, codes[..., None].long(), weights, gradient, values, strict=True)
-        for part in parts:  # one example at a time: what lies between then stays in the processor's cache
-            _of_example(*part, odds=odds)
+        values = torch.empty_like(weights)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for row in range(len(logits)):  # one example at a time: what lies between then stays in the processor's cache
+            _of_example(logits[row], codes[row, ..., None].long(), weights[row],
+                        None if gradient is None else gradient[row], values[row], odds)
         ctx.gradient = gradient
         return values.sum((1, 2))  # [B]
 

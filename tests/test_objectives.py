@@ -66,3 +66,11 @@ def test_an_example_without_valid_codes_is_zero(objective):
 def test_unknown_objective_names_the_choices():
     with pytest.raises(LuminaError, match='cross_entropy, margin'):
         get_objective('loss')
+
+
+@pytest.mark.parametrize('objective', [cross_entropy, margin])
+def test_without_a_gradient_the_values_are_the_same(objective):
+    logits, codes, mask = batch(3)
+    alone = objective(logits, codes, mask)
+    torch.testing.assert_close(objective(logits.clone().requires_grad_(), codes, mask).detach(), alone, rtol=0, atol=0)
+    assert torch.isfinite(alone).all()
