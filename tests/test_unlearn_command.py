@@ -43,7 +43,7 @@ def test_a_recording_is_attributed_and_what_is_finished_is_read(run, project, tm
     argv = ['unlearn', 'attribute', str(song), '--model', str(run), '--out', str(tmp_path / 'out')]
     main([*argv, '--set', 'fisher=diagonal', '--set', 'relative=0.003'])
     told = capsys.readouterr().out
-    folder = tmp_path / 'out' / 'song-2'
+    folder = tmp_path / 'out' / 'attribute' / 'song-2'
     found = json.loads((folder / 'song-2.json').read_text())
     assert found['relative'] == pytest.approx(3e-3, rel=1e-3) and found['after'] > found['before']
     rows = list(csv.DictReader((folder / 'song-2.csv').open()))

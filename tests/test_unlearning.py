@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from lumina_plugin.conditions import attributes_for
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.gradients import Example, GradientModel
+from lumina_plugin.hashing import state_hash
 from lumina_plugin.recipe import get_recipe
 from lumina_plugin.unlearning.embeddings import frechet, pick_targets
 from lumina_plugin.unlearning.fisher import Diagonal, Identity, adam_fisher, diagonal_fisher, kronecker_fisher
-from lumina_plugin.unlearning.kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses
+from lumina_plugin.unlearning.kept import (
+    facts_of,
+    load_fisher,
+    load_losses,
+    path_of,
+    save_fisher,
+    save_losses,
+    songs_hash,
+)
 from lumina_plugin.unlearning.masks import MaskedSong, Masker, Piece, frame_levels
 from lumina_plugin.unlearning.musicgen import MusicGenSubject
 from lumina_plugin.unlearning.recipe import unlearning_recipe
@@ -355,8 +364,7 @@ def test_the_three_masks(lm):
         assert (subject.query_of(song, recipe).examples[0].counted is not None) == query
         read = subject.songs_of(recipe)[0].examples[0]
         assert (read.counted is not None) == songs
-        if not songs:
-            assert read.stop == read.codes.shape[-1]  # padding counts
+        assert read.stop == song.examples[0].stop  # padding never counts, as in training
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------
@@ -365,7 +373,7 @@ def test_the_three_masks(lm):
 def test_fisher_information_survives_the_disk(lm, songs, tmp_path, make):
     learner = learner_of(lm, 'output_linears')
     found = make(learner, songs)
-    facts = facts_of(found.kind, 'output_linears', 'cross_entropy', lm.state_dict(), songs)
+    facts = facts_of(found.kind, 'output_linears', 'cross_entropy', state_hash(lm.state_dict()), songs_hash(songs))
     path = save_fisher(path_of(tmp_path, facts), found, facts)
     again = load_fisher(path, facts)
     gradient = {name: torch.randn(learner.weight(name).shape) for name in learner.blocks}
@@ -377,14 +385,14 @@ def test_fisher_information_survives_the_disk(lm, songs, tmp_path, make):
     ({'checkpoint': 'x'}, 'another checkpoint'), ({'songs': 'x'}, 'other songs'), ({'layers': 'P'}, 'other layers'),
     ({'objective': 'margin'}, 'another objective'), ({'extra': {'T': 1}}, 'other settings')])
 def test_anothers_fisher_information_is_refused(lm, songs, tmp_path, change, says):
-    facts = facts_of('diagonal', 'output_linears', 'cross_entropy', lm.state_dict(), songs)
+    facts = facts_of('diagonal', 'output_linears', 'cross_entropy', state_hash(lm.state_dict()), songs_hash(songs))
     path = save_fisher(tmp_path / 'f.safetensors', diagonal_fisher(learner_of(lm, 'output_linears'), songs), facts)
     with pytest.raises(LuminaError, match=says):
         load_fisher(path, {**facts, **change})
 
 
 def test_damaged_files_are_told(lm, songs, tmp_path):
-    facts = facts_of('diagonal', 'output_linears', 'cross_entropy', lm.state_dict(), songs)
+    facts = facts_of('diagonal', 'output_linears', 'cross_entropy', state_hash(lm.state_dict()), songs_hash(songs))
     path = tmp_path / 'f.safetensors'
     path.write_bytes(b'nothing of the kind')
     with pytest.raises(LuminaError, match='cannot be read as Fisher'):
@@ -395,11 +403,37 @@ def test_damaged_files_are_told(lm, songs, tmp_path):
     assert load_losses(path, {**facts, 'checkpoint': 'x'}) is None
 
 
+def test_songs_are_known_by_codes_texts_and_what_counts(lm):
+    from dataclasses import replace
+    song = build_songs(lm, 1)[0]
+    example = song.examples[0]
+    others = [replace(example, codes=example.codes + 1), replace(example, stop=3),
+              replace(example, attributes=attributes_for(lm, 'another')), replace(example, counted=torch.ones(24) > 0)]
+    assert len({songs_hash([Piece('a', [one])]) for one in [example, *others]}) == 5
+
+
+def test_steps_that_would_overshoot_are_refused(lm, songs):
+    learner = learner_of(lm)
+    with pytest.raises(LuminaError, match='overshoot'):
+        forget(learner, Identity(learner.blocks), songs[0], unlearning_recipe('default', fisher='identity', lr=9.,
+                                                                              steps=2), 6)
+
+
+def test_an_earlier_checkpoint_is_lent_whole(lm, songs):
+    early = {name: tensor + 0.01 for name, tensor in lm.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    learner = learner_of(lm, weights=early)
+    gone = forget(learner, Identity(learner.blocks), songs[0], unlearning_recipe('default', fisher='identity'), 6)
+    with lent_to(lm, learner, gone.offsets, early):
+        assert float(autograd_loss(lm, songs[0])) == pytest.approx(gone.after, abs=1e-4)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in lm.state_dict().items())
+
+
 def test_a_moved_checkpoint_has_its_own_file(lm, songs):
-    facts = facts_of('diagonal', 'all', 'cross_entropy', lm.state_dict(), songs)
+    facts = facts_of('diagonal', 'all', 'cross_entropy', state_hash(lm.state_dict()), songs_hash(songs))
     with torch.no_grad():
         lm.linears[0].weight.add_(1e-3)
-    other = facts_of('diagonal', 'all', 'cross_entropy', lm.state_dict(), songs)
+    other = facts_of('diagonal', 'all', 'cross_entropy', state_hash(lm.state_dict()), songs_hash(songs))
     assert facts != other and path_of(Path('x'), facts) != path_of(Path('x'), other)
 
 

@@ -44,7 +44,10 @@ def _setting(text: str) -> tp.Tuple[str, tp.Any]:
     key, equals, value = text.partition('=')
     if not equals or not key.strip():
         raise LuminaError(f"'{text}' is not KEY=VALUE, such as relative=0.003; correct it.")
-    found = yaml.safe_load(value)
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        found = value
     try:  # YAML reads 1e-6 as text
         return key.strip(), float(found) if isinstance(found, str) else found
     except ValueError:
@@ -76,8 +79,10 @@ def grid(
     unknown = [one for one in families if one not in module.FAMILIES]
     if unknown:
         raise LuminaError(f"There are no queries '{unknown[0]}'; choose of {', '.join(module.FAMILIES)}.")
-    axes = {key: values for key, values in map(_axis, axis or module.AXES)}
     fixed = dict(map(_setting, settings or []))
+    size = {'lr', 'relative'} & set(fixed)
+    axes = {key: values for key, values in map(_axis, axis or module.AXES)
+            if axis or key not in fixed and not (size and key == 'relative')}
     recipes = module.points_of(recipe, {**{key: [value] for key, value in fixed.items()}, **axes})
     bench = open_bench(truth, model, suite, device)
     points = module.grid(recipes, bench, out, families, linear)
@@ -115,7 +120,7 @@ def fisher(
     print(f'{chosen.fisher} Fisher information of {len(subject.songs)} songs for {chosen.layers}: {numbers:,} numbers, '
           f'mean {found.fisher.mean:.3g}, in {seconds:.1f} s')
     if chosen.fisher != 'identity':
-        print(f'Kept: {path_of(subject.folder, subject.facts(chosen, found.songs))}')
+        print(f'Kept: {path_of(subject.folder, subject.facts(chosen))}')
 
 
 @unlearn_app.command('attribute')

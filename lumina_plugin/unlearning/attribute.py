@@ -21,6 +21,7 @@ from .subject import Subject
 
 SHORT = 0.05  # of the songs, by fingerprints
 SHOWN = 20
+TOGETHER = 16  # queries that one pass over the songs answers, and that a stop can cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Answer:
 
     Args:
         query (str): Its name. songs (list of str): Ids, [N]. titles (list): [N].
-        scores (array): Nats per code that each song's loss rose, [N]; NaN where a song was not asked about.
+        scores (array): How much each song's loss rose, in `unit`, [N]; NaN where a song was not asked about.
         lr, relative, before, after (float): The step; lengths and the query's loss.
         recipe (UnlearningRecipe): Every key. shortlist (int): How many songs were asked about.
     """
@@ -43,6 +44,7 @@ class Answer:
     after: float
     recipe: UnlearningRecipe
     shortlist: int
+    unit: str = 'nats per code'
 
     @property
     def order(self) -> tp.List[int]:
@@ -85,6 +87,10 @@ def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Pi
     """
     if not pieces:
         raise LuminaError("There is no query; name at least one recording.")
+    names = [piece.id for piece in pieces]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise LuminaError(f"Two recordings are called {twice}, and so would be their results; rename one of them.")
     opened: tp.List[Unlearner] = []
 
     def make(some: tp.Sequence[Piece]) -> tp.Dict[str, FloatArray]:
@@ -94,12 +100,13 @@ def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Pi
         found = opened[0].scores([subject.query_of(piece, recipe) for piece in some], among)
         return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     settings = {'recipe': recipe.hash, 'model': state_hash(subject.weights),
-             'songs': [song.id for song in subject.songs], 'fast': attributor.store.hash if attributor else None,
+             'songs': songs_hash(subject.songs), 'fast': attributor.store.hash if attributor else None,
              'part': part, 'queries': [[piece.id, songs_hash([piece])] for piece in pieces]}
-    kept = kept_parts(out / 'kept', settings, list(pieces), make, 'unlearning', 4)
+    kept = kept_parts(out / 'kept', settings, list(pieces), make, 'unlearning', TOGETHER)
     ids = [song.id for song in subject.songs]
     facts = {name: kept[name] for name in ('lr', 'relative', 'before', 'after')}
     return [Answer(piece.id, ids, [subject.titles.get(one) for one in ids], kept['scores'][row], recipe=recipe,
+                   unit=subject.unit,
                    shortlist=int(np.isfinite(kept['scores'][row]).sum()),
                    **{name: float(values[row]) for name, values in facts.items()}) for row, piece in enumerate(pieces)]
 
@@ -108,8 +115,8 @@ def markdown(answer: Answer) -> str:
     """The songs that lost most, and what was done."""
     rows = [[rank, answer.titles[i] or answer.songs[i], answer.songs[i], f'{answer.scores[i]:+.4f}']
             for rank, i in enumerate(answer.order[:SHOWN], start=1)]
-    text = f'# {answer.query}\n\n' + table(['rank', 'song', 'id', 'loss, nats per code'], rows)
-    text += (f"\nForgetting it raised its own loss from {answer.before:.3f} to {answer.after:.3f} nats per code by a "
+    text = f'# {answer.query}\n\n' + table(['rank', 'song', 'id', f'rise of the loss, {answer.unit}'], rows)
+    text += (f"\nForgetting it raised its own loss from {answer.before:.3f} to {answer.after:.3f} {answer.unit} by a "
              f"step of lr {answer.lr:.3g}, {answer.relative:.3g} of the weights' length "
              f"({answer.recipe.layers}; {answer.recipe.fisher} Fisher information; mask {answer.recipe.mask}). ")
     if answer.shortlist < len(answer.songs):
@@ -119,16 +126,16 @@ def markdown(answer: Answer) -> str:
 
 
 def save_answer(out: Path, answer: Answer) -> Path:
-    """Write NAME.md, NAME.json, NAME.png and NAME.csv into a folder of its own."""
+    """Write NAME.md, NAME.json, NAME.png and NAME.csv into `<out>/attribute/NAME`."""
     import csv
     import io
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(['rank', 'song', 'title', 'loss_rise_nats'])
+    writer.writerow(['rank', 'song', 'title', 'loss_rise'])
     writer.writerows([rank, answer.songs[i], answer.titles[i] or '', f'{answer.scores[i]:.8g}']
                      for rank, i in enumerate(answer.order, start=1))
-    folder = save(out, answer.query, markdown(answer), {**vars(answer), 'recipe': answer.recipe.model_dump()},
-                  _picture(answer))
+    data = {**vars(answer), 'recipe': answer.recipe.model_dump()}
+    folder = save(out / 'attribute', answer.query, markdown(answer), data, _picture(answer))
     write_atomic(folder / f'{answer.query}.csv', text.getvalue())
     return folder
 
@@ -142,11 +149,11 @@ def _picture(answer: Answer) -> bytes:
     bars.barh(range(len(top))[::-1], answer.scores[top], color='#1d3557')
     bars.set_yticks(range(len(top))[::-1], [_label(answer, i) for i in top], fontsize=8)
     bars.axvline(0, color='0.4', linewidth=1)
-    bars.set_xlabel('rise of the loss, nats per code', fontsize=9)
+    bars.set_xlabel(f'rise of the loss, {answer.unit}', fontsize=9)
     everything = answer.scores[np.isfinite(answer.scores)]
     strip.hist(everything, bins=min(40, max(5, len(everything) // 4)), color='#8aa4c8')
     strip.set_title(f'all {len(everything)} songs', fontsize=9)
-    strip.set_xlabel('nats per code', fontsize=9)
+    strip.set_xlabel(answer.unit, fontsize=9)
     for axis in (bars, strip):
         axis.tick_params(labelsize=8)
         for side in ('top', 'right'):

@@ -5,6 +5,7 @@ import typing as tp
 from pathlib import Path
 
 from ..errors import LuminaError
+from ..hashing import state_hash
 from ..validation.lds import HalfLosses, half_losses
 from ..validation.queries import Query
 from ..validation.results import digest
@@ -23,11 +24,17 @@ class Bench(abc.ABC):
     """What judges.
 
     Args:
-        subject (Subject): The model and its songs, in the truth's order. facts: Of the truth, ready for JSON.
+        subject (Subject): The model and its songs, in the truth's order. facts (dict): Of the truth, ready for JSON.
+    Raises:
+        LuminaError: when the truth is of another model.
     """
 
     def __init__(self, subject: Subject, facts: tp.Any):
         self.subject, self.facts = subject, digest(facts)
+        model, known = state_hash(subject.weights), facts.get('model')
+        if known not in (None, model):
+            raise LuminaError(f"The ground truth is of another model ({str(known)[:12]}) than run "
+                              f"{subject.folder.name} ({model[:12]}); name the run that it was made of.")
 
     @abc.abstractmethod
     def queries(self, family: str) -> tp.List[Piece]:
@@ -84,7 +91,7 @@ class DiffusionBench(Bench):
 
     def __init__(self, truth: 'DiTTruth', subject: Subject):
         songs = {song.id: song for song in subject.songs}
-        missing = [song for song in truth.songs if song not in songs]
+        missing = [song for song in truth.songs if song not in songs]  # a silent one has nothing that could be lost
         if missing or len(songs) != len(truth.songs):
             raise LuminaError(f"The ground truth is of {len(truth.songs)} songs and run {subject.folder.name} of "
                               f"{len(songs)}{f', without {missing[0]}' if missing else ''}; name the run that it was "

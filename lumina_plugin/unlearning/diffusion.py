@@ -83,6 +83,8 @@ class DiffusionSubject(Subject):
         super().__init__(folder, dit.denoiser, songs, state, titles)
         self.dit, self.encoder = dit, encoder
 
+    unit = 'squared velocity'
+
     def adapted(self, recipe: UnlearningRecipe) -> UnlearningRecipe:
         return recipe.model_copy(update={'objective': 'v_objective', 'reading': 'v_objective'})
 

@@ -39,9 +39,11 @@ class Embedder:
 
     Args:
         name (str): Of what embeds, for tables. windows (callable): One chunk to vectors [windows, D].
+        facts: What its vectors depend on besides its name and the model, ready for JSON.
     """
     name: str
     windows: tp.Callable[[torch.Tensor], FloatArray]
+    facts: tp.Any = None
 
     def song(self, chunks: tp.Sequence[torch.Tensor]) -> FloatArray:
         """Mean and spread over all windows of a song's chunks, [2 D]."""
@@ -111,7 +113,7 @@ def _clap(sound: Sound, source: str) -> Embedder:
     def windows(chunk: torch.Tensor) -> FloatArray:
         wav = resample(sound.decode(chunk)[None], sound.sample_rate, clap.windows.sample_rate)[0]
         return clap.embed(clap.windows.cut(wav)).double().cpu().numpy()
-    return Embedder(clap.name, windows)
+    return Embedder(clap.name, windows, clap.facts)
 
 
 def pick_targets(rows: FloatArray, count: int, seed: int = 0) -> tp.List[int]:

@@ -186,8 +186,9 @@ def _mean_squares(learners: tp.Sequence[Learner], songs: Songs, reducers: tp.Map
 
 def song_gradients(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any]) -> Tensors:
     """Gradients of songs, each the mean over its examples weighted by what counts in them: by block, [n, o', i']."""
-    flat = [(row, example) for row, song in enumerate(songs) for example in song.examples]
-    totals = [sum(example.weight for example in song.examples) for song in songs]
+    read = [list(song.examples) for song in songs]
+    flat = [(row, example) for row, examples in enumerate(read) for example in examples]
+    totals = [sum(example.weight for example in examples) for examples in read]
     sums: Tensors = {}
     for batch, gradients in learner.batches([example for _, example in flat], reducers):
         for name, gradient in gradients.items():

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 import safetensors.torch
-import torch
 
 from ..atomic import write_atomic
 from ..errors import LuminaError
@@ -20,24 +19,24 @@ from .fisher import Fisher, fisher_from
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 'lumina-fisher-1'
+FORMAT = 'lumina-fisher-2'
 FOLDER = 'fisher'
 
 
-def facts_of(kind: str, layers: str, objective: str, state: tp.Mapping[str, torch.Tensor], songs: tp.Sequence[tp.Any],
+def facts_of(kind: str, layers: str, objective: str, state: str, songs: str,
              extra: tp.Optional[tp.Dict[str, tp.Any]] = None) -> tp.Dict[str, tp.Any]:
     """All that Fisher information depends on.
 
     Args:
-        state (mapping): Weights of the checkpoint. songs (sequence): Each with an `id` and `examples`.
+        state (str): Hash of the checkpoint's weights. songs (str): Their `songs_hash`.
         extra (dict, optional): More, ready for JSON, such as timesteps and noise of a diffusion.
     """
-    return {'kind': kind, 'layers': layers, 'objective': objective, 'checkpoint': state_hash(state),
-            'songs': songs_hash(songs), 'extra': extra or {}}
+    return {'kind': kind, 'layers': layers, 'objective': objective, 'checkpoint': state, 'songs': songs,
+            'extra': extra or {}}
 
 
 def songs_hash(songs: tp.Sequence[tp.Any]) -> str:
-    """SHA-256 over ids, codes (or latents) and what counts in them."""
+    """SHA-256 over ids, codes (or latents), conditions and what counts in them."""
     digest = hashlib.sha256()
     for song in songs:
         digest.update(song.id.encode() + b'\0')
@@ -48,9 +47,14 @@ def songs_hash(songs: tp.Sequence[tp.Any]) -> str:
 
 def _example_hash(example: tp.Any) -> str:
     if hasattr(example, 'codes'):
-        counted = None if example.counted is None else example.counted.tolist()
-        return f'{codes_hash(example.codes)} {example.start} {example.stop} {counted}'
-    return state_hash({'latents': example.latents}) + f' {example.valid_frames}'
+        return f'{codes_hash(example.codes)} {example.start} {example.stop} {_counted(example)} ' \
+               f'{getattr(example.attributes, "text", None)}'
+    return f'{state_hash({"latents": example.latents})} {example.valid_frames} {_counted(example)} {example.text} ' \
+           f'{example.start} {example.seconds}'
+
+
+def _counted(example: tp.Any) -> tp.Optional[tp.List[bool]]:
+    return None if example.counted is None else example.counted.tolist()
 
 
 def path_of(folder: Path, facts: tp.Mapping[str, tp.Any]) -> Path:

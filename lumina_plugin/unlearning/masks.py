@@ -61,7 +61,7 @@ class MaskedSong:
 
 
 class WholeSong:
-    """A song whose examples count whole, padding and silence too; read whenever they are asked for."""
+    """A song whose examples count whole; read whenever they are asked for."""
 
     def __init__(self, song: tp.Any, masker: tp.Any):
         self.id, self._song, self._masker = song.id, song, masker
@@ -115,9 +115,9 @@ class Masker:
 
     @staticmethod
     def whole(piece: tp.Any) -> Piece:
-        """Everything counts, padding too. A prompt's frames stay left out."""
-        return Piece(piece.id, [dataclasses.replace(example, stop=example.codes.shape[-1], counted=None)
-                                for example in piece.examples])
+        """All music counts, silence too. Padding never does: MusicGen is not trained on it. Nor does a prompt that was
+        left out."""
+        return Piece(piece.id, [dataclasses.replace(example, counted=None) for example in piece.examples])
 
     @torch.no_grad()
     def sounding(self, example: Example) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Adam's second moment out of a training checkpoint: information about weights that costs nothing."""
 
+import pickle
 import typing as tp
 from pathlib import Path
 
@@ -24,14 +25,18 @@ def second_moments(checkpoint: Path, model: nn.Module) -> tp.Dict[str, torch.Ten
         raise LuminaError(f"There is no {checkpoint}: an exported model has no optimizer; use the diagonal Fisher.")
     try:
         optimizer = torch.load(checkpoint, map_location='cpu', weights_only=True)['optimizer']
-    except (OSError, KeyError, RuntimeError, EOFError) as error:
+    except (OSError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise LuminaError(f"{checkpoint} holds no optimizer ({str(error).splitlines()[0]}); use the diagonal "
                           "Fisher.") from error
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = builders.get_optim_parameter_groups(model)
     found = {}
-    for group, saved in zip(groups, optimizer['param_groups'], strict=False):
-        for parameter, index in zip(group['params'], saved['params'], strict=False):
+    sizes = [len(group['params']) for group in groups]
+    if sizes != [len(saved['params']) for saved in optimizer['param_groups']]:
+        raise LuminaError(f"The optimizer in {checkpoint} has other groups of weights than this model; use the "
+                          "diagonal Fisher.")
+    for group, saved in zip(groups, optimizer['param_groups'], strict=True):
+        for parameter, index in zip(group['params'], saved['params'], strict=True):
             moment = optimizer['state'].get(index, {}).get('exp_avg_sq')
             if moment is not None:
                 if moment.shape != parameter.shape:

@@ -12,6 +12,9 @@ from .diffusion import DiffusionSubject
 from .musicgen import SECONDS, MusicGenSubject
 from .subject import Subject
 
+if tp.TYPE_CHECKING:
+    from ..catalogue import Catalogue
+
 
 def open_subject(source: tp.Union[str, Path], device: tp.Optional[str] = None,
                  checkpoint: tp.Optional[str] = None) -> Subject:
@@ -66,13 +69,26 @@ def open_bench(truth: tp.Optional[Path] = None, model: tp.Optional[tp.Union[str,
     return MusicGenBench(found, opened.musicgen, opened.run)
 
 
+def training_songs(run: Path) -> 'Catalogue':
+    """The songs that a run was trained on, whatever it fingerprints."""
+    from ..catalogue import Catalogue
+    from ..catalogue_pass import manifests_of, run_songs
+    from ..models import run_key
+    if not run_key(run, 'fingerprint.catalogue'):
+        return run_songs(run)
+    found = manifests_of(run, 'datasource.train')
+    if not found:
+        raise LuminaError(f"The songs that run {run.name} was trained on are not where its configuration has them "
+                          "(datasource.train); put them back.")
+    return Catalogue.from_manifest(found[0])
+
+
 def _musicgen(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str]) -> MusicGenSubject:
-    from ..catalogue_pass import run_songs
     from ..codec import codec_hash
     from ..models import load_musicgen
     from ..prepared import prepare
     from ..tokens import Tokenizer
-    catalogue, musicgen = run_songs(run), load_musicgen(run, device)
+    catalogue, musicgen = training_songs(run), load_musicgen(run, device)
     codec = musicgen.compression_model
     tokenizer = Tokenizer(codec, codec_hash(codec), SECONDS, cache=run / 'lumina' / 'codes')
     prepared = prepare(catalogue, tokenizer, musicgen.lm)
@@ -81,15 +97,17 @@ def _musicgen(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str])
 
 
 def _diffusion(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str]) -> DiffusionSubject:
-    from ..catalogue_pass import run_songs
     from ..dit.latents import LatentEncoder, prepare_latents
     from ..dit.loading import load_dit
-    from ..models import default_device, run_key
-    catalogue, dit = run_songs(run), load_dit(run, device or default_device())
+    from ..dit.solver import chosen_songs
+    from ..models import default_device, run_config, run_key
+    catalogue, dit = training_songs(run), load_dit(run, device or default_device())
     encoder = LatentEncoder(dit, int(run_key(run, 'dit.windows') or 1),
                             run_key(run, 'lumina.latents_cache') or run / 'lumina' / 'latents')
     prepared = prepare_latents(catalogue, encoder)
-    return DiffusionSubject(run, dit, prepared.songs, _state(run, dit.denoiser, checkpoint), encoder,
+    trained = set(chosen_songs([song.id for song in prepared.songs], run_config(run).dit.subset))
+    songs = [song for song in prepared.songs if song.id in trained]
+    return DiffusionSubject(run, dit, songs, _state(run, dit.denoiser, checkpoint), encoder,
                             {track.id: track.title for track in catalogue})
 
 

@@ -20,6 +20,7 @@ from ..validation.lds import Interval, interval
 from ..validation.ranking import ranks_of
 from ..validation.results import Panel, dots, kept_parts, save, table
 from .embeddings import Embedder, FloatArray, frechet, pick_targets
+from .kept import songs_hash
 from .recipe import UnlearningRecipe
 from .scoring import Unlearner
 from .step import lent_to
@@ -91,11 +92,12 @@ def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: 
     vectors, windows = song_vectors(subject, embedder)
     chosen = pick_targets(vectors, targets)
     base = {'model': state_hash(subject.weights),
-            'embedding': embedder.name, 'songs': [song.id for song in subject.songs]}
+            'embedding': [embedder.name, embedder.facts], 'songs': songs_hash(subject.songs)}
     before: tp.List[float] = []
     if generations:
         def drawn(seeds: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
-            return {'distance': np.array([_distance(subject, embedder, windows, generations, seed) for seed in seeds])}
+            with lent_to(subject.module, subject.learner(recipes[0]), {}, subject.state):
+                return {'distance': np.array([_distance(subject, embedder, windows, generations, s) for s in seeds])}
         facts = {**base, 'what': 'before', 'generations': generations}
         before = list(kept_parts(out / 'kept', facts, list(range(SEEDS)), drawn, 'generations, before', 1)['distance'])
     groups = []
@@ -128,7 +130,7 @@ def _group(subject: Subject, recipe: UnlearningRecipe, embedder: Embedder, out: 
         distances = []
         for row in some:
             gone = unlearner().forget(subject.query_of(subject.songs[row], recipe))
-            with lent_to(subject.module, unlearner().learner, gone.offsets):
+            with lent_to(subject.module, unlearner().learner, gone.offsets, subject.state):
                 distances.append(_distance(subject, embedder, windows, generations, 0))
         return {'distance': np.array(distances)}
     facts = {**base, 'recipe': recipe.hash, 'targets': list(map(int, chosen))}

@@ -93,7 +93,14 @@ class Unlearner:
                           for field in dataclasses.fields(Unlearnt)))
 
     def linearised(self, queries: tp.Sequence[tp.Any], progress: Progress = iter) -> FloatArray:
-        """First-order scores of the first step, ⟨∇L(song), θ - θ0⟩, [Q, N]: what finite steps have to beat."""
+        """First-order scores of the first step, ⟨∇L(song), θ - θ0⟩, [Q, N]: what finite steps have to beat.
+
+        Raises:
+            LuminaError: where another loss is read than is driven up.
+        """
+        if self.recipe.reading != self.recipe.objective:
+            raise LuminaError(f"The linearisation is of the loss that is driven up ({self.recipe.objective}); read the "
+                              "same, or leave the linearisation out.")
         steps = [self.forget_once(query) for query in queries]
         joined = {name: torch.stack([step[name].flatten() for step in steps]) for name in steps[0]}  # [Q, o * i]
         found = np.zeros((len(queries), len(self.songs)))
@@ -122,24 +129,25 @@ class Unlearner:
                 read = self._readings([one.learner] + [self.learner] * (known is None), asked, progress)
                 scores[row, list(asked)] = read[0] - (read[1] if known is None else known[list(asked)])
         facts = (np.array([getattr(one, name) for one in found]) for name in ('lr', 'relative', 'before', 'after'))
-        self._expect_finite(scores, among is None, found, queries)
+        everything: tp.Sequence[int] = range(len(self.songs))
+        self._expect_finite(scores, [everything] * len(queries) if among is None else among, found, queries)
         return Unlearnt(scores, *facts)
 
-    def _expect_finite(self, scores: FloatArray, everything: bool, found: tp.Sequence[Forgotten],
+    def _expect_finite(self, scores: FloatArray, asked: tp.Sequence[tp.Sequence[int]], found: tp.Sequence[Forgotten],
                        queries: tp.Sequence[tp.Any]) -> None:
         for row, query in enumerate(queries):
-            bad = np.isinf(scores[row]) | (np.isnan(scores[row]) if everything else False)
-            if bad.any():
+            bad = [song for song in asked[row] if not np.isfinite(scores[row, song])]
+            if bad:
                 raise LuminaError(f"After forgetting {query.id} with lr {found[row].lr:.3g} the loss of "
-                                  f"{self.ids[int(np.argmax(bad))]} is not finite; use a smaller lr.")
+                                  f"{self.ids[bad[0]]} is not finite; use a smaller lr, e.g. {found[row].lr / 10:.3g}.")
 
     def _readings(self, learners: tp.Sequence[Learner], songs: tp.Sequence[int], progress: Progress) -> FloatArray:
         """Readings of some songs under several models, [models, songs]: each song is prepared once for all of them."""
         found = np.zeros((len(learners), len(songs)))
         for first in progress(range(0, len(songs), SONGS_AT_ONCE)):
             some = [self.songs[i] for i in songs[first:first + SONGS_AT_ONCE]]
-            flat = [example for song in some for example in song.examples]
-            sizes = [len(song.examples) for song in some]
+            read = [list(song.examples) for song in some]
+            flat, sizes = [example for examples in read for example in examples], [len(examples) for examples in read]
             weights = torch.tensor([example.weight for example in flat], dtype=torch.float64).split(sizes)
             for row, learner in enumerate(learners):
                 values = self._values(learner, flat).double().split(sizes)

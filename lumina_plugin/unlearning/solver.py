@@ -56,7 +56,7 @@ def read_settings(cfg: omegaconf.DictConfig, runs: Path) -> Settings:
     """
     keys = tp.cast(dict, omegaconf.OmegaConf.to_container(cfg.unlearning, resolve=True))
     recipe = unlearning_recipe(str(keys['preset']), **{
-        key: keys[key] for key in UnlearningRecipe.model_fields if keys[key] not in (None, '')})
+        key: keys[key] for key in UnlearningRecipe.model_fields if keys.get(key) not in (None, '')})
     truth = _absolute(keys['truth']) if keys['truth'] else None
     if truth is not None and not truth.is_file():
         raise LuminaError(f"unlearning.truth is {truth}, which is not there; make one with `lumina validate "

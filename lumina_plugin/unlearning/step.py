@@ -22,6 +22,7 @@ from .recipe import UnlearningRecipe
 
 SIGN = {'cross_entropy': 1., 'margin': -1., 'v_objective': 1.}  # a loss is what gets better as it falls
 TENTHS = 45  # all that single precision holds
+BISECTIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,9 @@ def forget(learner: Learner, fisher: Fisher, query: tp.Any, recipe: UnlearningRe
                           "unlearnt there; choose other layers.")
     lr = recipe.lr if recipe.lr is not None else \
         tp.cast(float, recipe.relative) * weights_norm(learner) * songs / (length * recipe.steps)
+    if recipe.steps > 1 and lr > 1:
+        raise LuminaError(f"{recipe.steps} steps of lr {lr:.3g} for {query.id} would overshoot their own pull back, "
+                          "which needs an lr of at most 1; take one step, a smaller one, or Fisher information.")
     found = _stepped(learner, fisher, query, recipe, songs, lr, direction)
     if found is None:
         raise LuminaError(_too_far(learner, fisher, query, recipe, songs, lr, direction))
@@ -91,6 +95,11 @@ def _too_far(learner: Learner, fisher: Fisher, query: tp.Any, recipe: Unlearning
     for _ in range(TENTHS):
         smaller /= 10
         if _stepped(learner, fisher, query, recipe, songs, smaller, direction) is not None:
+            larger = lr if smaller * 10 > lr else smaller * 10
+            for _ in range(BISECTIONS):  # between one that will do and one that will not
+                middle = math.sqrt(smaller * larger)
+                fits = _stepped(learner, fisher, query, recipe, songs, middle, direction) is not None
+                smaller, larger = (middle, larger) if fits else (smaller, middle)
             return (f"A step of lr {lr:.3g} makes the loss of {query.id} not finite; the largest tried that does not "
                     f"is lr {smaller:.3g}: use that or less.")
     return (f"A step of lr {lr:.3g} makes the loss of {query.id} not finite, as does any smaller one; "
@@ -119,17 +128,22 @@ def weights_norm(learner: Learner) -> float:
 
 
 @contextlib.contextmanager
-def lent_to(model: torch.nn.Module, learner: Learner, offsets: tp.Mapping[str, torch.Tensor]) -> tp.Iterator[None]:
+def lent_to(model: torch.nn.Module, learner: Learner, offsets: tp.Mapping[str, torch.Tensor],
+            state: tp.Optional[tp.Mapping[str, torch.Tensor]] = None) -> tp.Iterator[None]:
     """Write moved weights into a live model; they are put back to the bit, also after an error.
 
     Args:
         model (nn.Module): What the learner was made of. offsets (mapping): θ - θ0 by block name.
+        state (mapping, optional): θ0, where that is not what the model has.
     """
     parameters = dict(model.named_parameters())
-    touched = {learner.blocks[name].parameter for name in offsets}
+    touched = {learner.blocks[name].parameter for name in offsets} if state is None else set(parameters)
     kept = {name: parameters[name].detach().clone() for name in touched}
     try:
         with torch.no_grad():
+            for name, tensor in (state or {}).items():
+                if name in parameters:
+                    parameters[name].copy_(tensor)
             for name, offset in offsets.items():
                 block = learner.blocks[name]
                 block.of(parameters).add_(offset.to(parameters[block.parameter]))

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ..errors import LuminaError
+from ..hashing import state_hash
 from ..store import FingerprintStore
 from .embeddings import Sound
 from .fisher import Adam, Fisher, Identity, Learner, adam_fisher, diagonal_fisher, kronecker_fisher
-from .kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses
+from .kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses, songs_hash
 from .masks import MaskedSong, Piece, WholeSong
 from .moments import second_moments
 from .recipe import UnlearningRecipe
@@ -38,6 +39,7 @@ class Subject(abc.ABC):
                  state: tp.Optional[tp.Mapping[str, torch.Tensor]] = None,
                  titles: tp.Optional[tp.Mapping[str, tp.Optional[str]]] = None):
         self.folder, self.module, self.songs, self.state, self.titles = folder, module, songs, state, titles or {}
+        self._hashes: tp.Optional[tp.Tuple[str, str]] = None
 
     # -- what kinds of generators differ in --------------------------------------------------------------------------
 
@@ -90,6 +92,8 @@ class Subject(abc.ABC):
         """What the Fisher information averages over besides songs; nothing unless said."""
         return ()
 
+    unit = 'nats per code'  # of losses
+
     # -- what they share ----------------------------------------------------------------------------------------------
 
     @property
@@ -119,11 +123,14 @@ class Subject(abc.ABC):
         masker = self.masker(recipe)
         return tp.cast(Piece, masker.whole(piece) if recipe.mask == 'none' else masker.masked(piece))
 
-    def facts(self, recipe: UnlearningRecipe, songs: tp.Sequence[tp.Any]) -> tp.Dict[str, tp.Any]:
+    def facts(self, recipe: UnlearningRecipe) -> tp.Dict[str, tp.Any]:
         """All that this checkpoint's Fisher information depends on."""
-        draws = {'draws': recipe.draws, 'fisher_draws': recipe.fisher_draws}
-        return facts_of(recipe.fisher, recipe.layers, recipe.objective, self.weights, songs,
-                        draws if recipe.objective == 'v_objective' else {})
+        extra: tp.Dict[str, tp.Any] = {'silence_db': recipe.silence_db} if recipe.mask == 'both' else {}
+        if recipe.objective == 'v_objective':
+            extra.update(draws=recipe.draws, fisher_draws=recipe.fisher_draws)
+        if self._hashes is None:  # of what a mask is made from, which need not be decoded for it
+            self._hashes = state_hash(self.weights), songs_hash(self.songs)
+        return facts_of(recipe.fisher, recipe.layers, recipe.objective, *self._hashes, extra)
 
     def fisher(self, recipe: UnlearningRecipe, learner: tp.Any, songs: tp.Sequence[tp.Any], progress: Progress,
                given: tp.Optional[Path] = None) -> Fisher:
@@ -133,13 +140,18 @@ class Subject(abc.ABC):
             given (Path, optional): A file of it to use; refused where it is of anything else.
         """
         if recipe.fisher == 'identity':
+            if given is not None:
+                raise LuminaError(f"fisher=identity uses no Fisher information, but {given} was given; leave one away.")
             return Identity(learner.blocks)
-        facts = self.facts(recipe, songs)
+        facts = self.facts(recipe)
         path = path_of(self.folder, facts) if given is None else given
         if path.is_file() or given is not None:
             return load_fisher(path, facts)
         found: Fisher
         if recipe.fisher == Adam.kind:
+            if self.state is not None:
+                raise LuminaError("The optimizer's moments are those of the last checkpoint; use the diagonal Fisher "
+                                  "for an earlier one.")
             found = adam_fisher(learner, second_moments(self.folder / 'checkpoint.th', self.module))
         else:
             make = diagonal_fisher if recipe.fisher == 'diagonal' else kronecker_fisher
@@ -153,7 +165,7 @@ class Subject(abc.ABC):
         """All of it together, with the songs' losses before anything is unlearnt, which are kept as well."""
         learner, songs = self.learner(recipe, batch_size), self.songs_of(recipe)
         found = Unlearner(learner, self.fisher(recipe, learner, songs, progress, fisher), songs, recipe)
-        facts = {**self.facts(recipe, songs), 'kind': 'losses', 'objective': recipe.reading, 'layers': ''}
+        facts = {**self.facts(recipe), 'kind': 'losses', 'objective': recipe.reading, 'layers': ''}
         path = path_of(self.folder, facts)
         known: tp.Optional[FloatArray] = load_losses(path, facts)
         if known is None:
