@@ -173,6 +173,7 @@ def retrain(run: Path, catalogue: Catalogue, model: Retrained, work: Path) -> La
     cfg.dit.subset = {'songs': list(model.songs), 'fraction': 1., 'seed': 0}
     cfg.seed, cfg.num_threads = model.seed, torch.get_num_threads()
     cfg.logging.log_updates, cfg.lumina.render = 1, False
+    cfg.execute_only, cfg.show = None, False  # whatever was last done with the run
     if catalogue.source is None:
         raise LuminaError("A catalogue without a manifest cannot be retrained on; write one with `lumina catalogue "
                           "build`.")
