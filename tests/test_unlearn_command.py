@@ -69,6 +69,24 @@ def test_a_shortlist_asks_about_fewer_songs(run, project, tmp_path, capsys):
     assert 'song-2' in capsys.readouterr().out
 
 
+def test_a_folder_under_a_text(run, project, tmp_path, capsys):
+    folder = tmp_path / 'clips'
+    folder.mkdir()
+    for name in ('song-1', 'song-3'):
+        shutil.copy(project.root / 'songs' / f'{name}.wav', folder)
+    argv = ['unlearn', 'attribute', str(folder), '--model', str(run), '--out', str(tmp_path / 'out'), '--set',
+            'fisher=identity']
+    main(argv)
+    first = (tmp_path / 'out' / 'attribute' / 'song-3' / 'song-3.json').read_text()
+    main([*argv, '--prompt', 'slow waltz'])
+    other = (tmp_path / 'out' / 'attribute' / 'song-3' / 'song-3.json').read_text()
+    assert json.loads(first)['scores'] != json.loads(other)['scores']
+    shutil.copy(folder / 'song-3.wav', tmp_path / 'song-3.wav')
+    with pytest.raises(SystemExit):
+        main([*argv, str(tmp_path / 'song-3.wav')])
+    assert 'Two recordings are called song-3' in capsys.readouterr().err
+
+
 def test_songs_find_themselves(run, tmp_path, capsys):
     argv = ['unlearn', 'self', str(run), '--out', str(tmp_path), '--targets', '3', '--generations', '2', '--moved', '1',
             '--layers', 'M', '--mask', 'mixed', '--mask', 'none', '--set', 'fisher=identity']

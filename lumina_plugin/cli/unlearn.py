@@ -125,8 +125,11 @@ def fisher(
 
 @unlearn_app.command('attribute')
 def attribute(
-    files: tp.Annotated[tp.List[Path], typer.Argument(metavar='FILE...', help="Recordings or generated clips.")],
+    files: tp.Annotated[tp.List[Path], typer.Argument(
+        metavar='FILE...', help="Recordings or generated clips, or folders of them.")],
     out: Out = OUT, model: _Model = None, recipe: RecipeName = 'default', settings: Settings = None,
+    text: tp.Annotated[tp.Optional[str], typer.Option(
+        '--prompt', '--text', help="Text that they were generated with.")] = None,
     fast: tp.Annotated[bool, typer.Option(
         '--fast', help="Ask only about the songs whose fingerprints come closest.")] = False,
     part: tp.Annotated[float, typer.Option(min=0., max=1., help="How many of the songs, with --fast.")] = 0.05,
@@ -146,12 +149,18 @@ def attribute(
     from ..workflows import quickstart_run
     chosen = recipe_of(recipe, settings)
     subject = open_subject(model or str(quickstart_run()), device, checkpoint)
-    pieces = subject.pieces(files)
+    pieces = subject.pieces(recordings_of(files), text)
     attributor = _attributor(subject, store) if fast else None
     for answer in module.attribute(subject, subject.adapted(chosen), pieces, out, attributor, fisher, part):
         folder = module.save_answer(out, answer)
         print(module.markdown(answer))
         print(f'Written: {folder}/{answer.query}.md, .json, .png, .csv\n')
+
+
+def recordings_of(paths: tp.Sequence[Path]) -> tp.List[Path]:
+    """Files, and the recordings of folders."""
+    from ..catalogue.build import find_recordings
+    return [file for path in paths for file in (find_recordings(path) if path.is_dir() else [path])]
 
 
 def _attributor(subject: tp.Any, store: tp.Optional[Path]) -> tp.Any:

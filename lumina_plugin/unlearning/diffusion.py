@@ -101,12 +101,12 @@ class DiffusionSubject(Subject):
     def masker(self, recipe: UnlearningRecipe) -> LatentMasker:
         return LatentMasker(self.dit, recipe.silence_db)
 
-    def pieces(self, files: tp.Sequence[Path]) -> tp.List[Piece]:
+    def pieces(self, files: tp.Sequence[Path], text: tp.Optional[str] = None) -> tp.List[Piece]:
         if self.encoder is None:
             raise ValueError("a subject without an encoder reads no recordings")
         found = []
         for file in files:
-            examples = self.encoder.file(file, file.stem)
+            examples = self.encoder.file(file, file.stem, text)
             if not examples:
                 raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
             found.append(Piece(file.stem, examples))

@@ -52,7 +52,7 @@ class MusicGenSubject(Subject):
     def masker(self, recipe: UnlearningRecipe) -> Masker:
         return Masker(self.codec, recipe.silence_db)
 
-    def pieces(self, files: tp.Sequence[Path]) -> tp.List[Piece]:
+    def pieces(self, files: tp.Sequence[Path], text: tp.Optional[str] = None) -> tp.List[Piece]:
         from ..conditions import attributes_for
         if self.tokenizer is None:
             raise ValueError("a subject without a tokenizer reads no recordings")
@@ -61,7 +61,7 @@ class MusicGenSubject(Subject):
             tokenized = self.tokenizer.file(file)
             if tokenized.silent:
                 raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
-            found.append(Piece(file.stem, [Example(chunk.codes, 0, chunk.frames, attributes_for(self.module, None))
+            found.append(Piece(file.stem, [Example(chunk.codes, 0, chunk.frames, attributes_for(self.module, text))
                                            for chunk in tokenized.chunks if not chunk.silent]))
         return found
 

@@ -60,8 +60,8 @@ class Subject(abc.ABC):
         """What takes padding and silence out of examples."""
 
     @abc.abstractmethod
-    def pieces(self, files: tp.Sequence[Path]) -> tp.List[Piece]:
-        """Recordings as queries.
+    def pieces(self, files: tp.Sequence[Path], text: tp.Optional[str] = None) -> tp.List[Piece]:
+        """Recordings as queries, under the text that they were generated with.
 
         Raises:
             LuminaError: when one cannot be read or is silent.
