@@ -55,6 +55,8 @@ RUN_BY = [
     ('docs/validation', r'lumina validate diagnose', 'tests/test_diagnose.py::test_reports_are_gathered_and_diagnosed'),
     ('docs/validation', r'lumina validate channels',
      'tests/test_channels_command.py::test_every_way_of_both_channels_is_measured'),
+    ('', r'dora run solver=lumina/dit_quickstart',
+     'tests/test_dit_solver.py::test_history_checkpoints_and_latents_are_there'),
     ('', r'lumina unlearn fisher', 'tests/test_unlearn_command.py::test_the_fisher_is_made_once'),
     ('', r'lumina unlearn attribute .*--fast',
      'tests/test_unlearn_command.py::test_a_shortlist_asks_about_fewer_songs'),
@@ -71,6 +73,7 @@ UNRUN = [
     ('README', r'git clone|cd |\. ', 'it is how one gets to where the tests begin'),
     ('README', r'dora run solver=lumina/musicgen_small', 'needs a hub and a GPU'),
     ('docs/projection', r'python benchmarks/projection_error', 'takes hours'),
+    ('docs/dit', r'dora run solver=compression/lumina_oobleck', 'takes eight minutes of a core'),
     ('docs/demo', r'python benchmarks/demo', 'a measurement of minutes, with a browser'),
     ('docs/validation', r'make validate-peers', 'installs packages of gigabytes'),
 ]
