@@ -15,6 +15,7 @@ from lumina_plugin.errors import LuminaError
 from lumina_plugin.gradients import Example, GradientModel
 from lumina_plugin.hashing import state_hash
 from lumina_plugin.recipe import get_recipe
+from lumina_plugin.unlearning.attribute import shortlists
 from lumina_plugin.unlearning.embeddings import frechet, pick_targets
 from lumina_plugin.unlearning.fisher import Diagonal, Identity, adam_fisher, diagonal_fisher, kronecker_fisher
 from lumina_plugin.unlearning.kept import (
@@ -30,6 +31,7 @@ from lumina_plugin.unlearning.masks import MaskedSong, Masker, Piece, frame_leve
 from lumina_plugin.unlearning.musicgen import MusicGenSubject
 from lumina_plugin.unlearning.recipe import unlearning_recipe
 from lumina_plugin.unlearning.scoring import Unlearner
+from lumina_plugin.unlearning.sketches import Sketcher, Sketches, half, load_sketches, save_sketches
 from lumina_plugin.unlearning.step import forget, lent_to, loss_of, norm
 
 from .tiny import build_codec, build_lm, build_songs
@@ -307,6 +309,50 @@ def test_a_song_forgets_itself_first(lm):
     for fisher in (diagonal_fisher(learner, songs), kronecker_fisher(learner, songs), Identity(learner.blocks)):
         found = Unlearner(learner, fisher, songs, unlearning_recipe('default')).scores(songs)
         assert (found.scores.argmax(1) == np.arange(5)).all(), fisher.kind
+
+
+# -- sketches ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('make', [diagonal_fisher, kronecker_fisher])
+def test_sketches_rank_songs_as_the_linearisation_does(lm, songs, make):
+    learner, recipe = learner_of(lm), unlearning_recipe('default', fisher='diagonal')
+    fisher, queries = make(learner, songs), unpadded(lm, 2, seed=5)
+    flat = Unlearner(learner, fisher, songs, recipe).linearised(queries)  # [2, 6]
+    sketcher = Sketcher(learner, fisher, recipe, dim=1 << 16)
+    found = Sketches(sketcher, half(sketcher(songs))).scores(queries)
+    for row, expected in zip(found, flat, strict=True):  # but for one factor, and the signs' noise
+        factor = row @ expected / (row @ row)
+        assert factor > 0
+        assert np.abs(factor * row - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_sketches_are_kept_and_those_of_something_else_are_not_taken(tmp_path):
+    rows, facts = half(torch.randn(3, 8)), {'kind': 'sketches', 'damping': 0.1}
+    save_sketches(tmp_path / 's', rows, facts)
+    assert torch.equal(load_sketches(tmp_path / 's', facts), rows)
+    assert load_sketches(tmp_path / 's', {**facts, 'damping': 0.2}) is None
+    assert load_sketches(tmp_path / 'none', facts) is None
+    (tmp_path / 's').write_bytes(b'x' * 40)
+    assert load_sketches(tmp_path / 's', facts) is None
+
+
+def test_a_shortlist_adds_what_it_is_given(lm):
+    """Of twenty songs ten are taken: those that either ranking puts far up, and none that both put last."""
+    subject = MusicGenSubject(Path('nowhere'), lm, None, [Piece(f'song-{i}', []) for i in range(20)])
+
+    class Ranks:
+        song_ids = [f'song-{i}' for i in reversed(range(20))]
+
+        def scores(self, examples, prompt_frames):
+            return {'P': np.arange(20.), 'M': np.zeros(20)}  # song-0 is the last of the store, and the best
+    first_order = np.zeros((1, 20))
+    first_order[0, 19] = 1.
+    assert shortlists(Ranks(), subject, [Piece('query', [])])[0] == list(range(10))
+    assert shortlists(None, subject, [Piece('query', [])], first_order=first_order)[0][0] == 19
+    both = shortlists(Ranks(), subject, [Piece('query', [])], first_order=first_order)[0]
+    assert both[0] == 19 and both[1:] == list(range(9))
+    with pytest.raises(LuminaError, match='no fingerprint of song-20'):
+        shortlists(Ranks(), MusicGenSubject(Path('nowhere'), lm, None, [Piece('song-20', [])]), [Piece('query', [])])
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------

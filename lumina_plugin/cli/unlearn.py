@@ -131,7 +131,7 @@ def attribute(
     text: tp.Annotated[tp.Optional[str], typer.Option(
         '--prompt', '--text', help="Text that they were generated with.")] = None,
     fast: tp.Annotated[bool, typer.Option(
-        '--fast', help="Ask only about the songs whose fingerprints come closest.")] = False,
+        '--fast', help="Ask only about the songs that the step's first order and fingerprints put highest.")] = False,
     part: tp.Annotated[float, typer.Option(min=0., max=1., help="How many of the songs, with --fast.")] = 0.05,
     store: tp.Annotated[tp.Optional[Path], typer.Option(
         '--store', '-s', help="Fingerprints for --fast; those beside the run's checkpoints unless said.")] = None,
@@ -151,7 +151,7 @@ def attribute(
     subject = open_subject(model or str(quickstart_run()), device, checkpoint)
     pieces = subject.pieces(recordings_of(files), text)
     attributor = _attributor(subject, store) if fast else None
-    for answer in module.attribute(subject, subject.adapted(chosen), pieces, out, attributor, fisher, part):
+    for answer in module.attribute(subject, subject.adapted(chosen), pieces, out, attributor, fisher, part, fast):
         folder = module.save_answer(out, answer)
         print(module.markdown(answer))
         print(f'Written: {folder}/{answer.query}.md, .json, .png, .csv\n')
@@ -164,14 +164,11 @@ def recordings_of(paths: tp.Sequence[Path]) -> tp.List[Path]:
 
 
 def _attributor(subject: tp.Any, store: tp.Optional[Path]) -> tp.Any:
-    from ..errors import LuminaError
+    """What compares fingerprints; None where there are none, which --fast can do without."""
     from ..models import run_stores
     from ..store import FingerprintStore
     found = store or next(iter(run_stores(subject.folder)), None)
-    if found is None:
-        raise LuminaError(f"--fast needs fingerprints, and run {subject.folder.name} has none; make them with `lumina "
-                          f"fingerprint {subject.folder.name}`, or leave --fast away.")
-    return subject.attributor(FingerprintStore.open(found))
+    return None if found is None else subject.attributor(FingerprintStore.open(found))
 
 
 @unlearn_app.command('self')

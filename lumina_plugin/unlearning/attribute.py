@@ -19,7 +19,7 @@ from .recipe import UnlearningRecipe
 from .scoring import FloatArray, Unlearner
 from .subject import Subject
 
-SHORT = 0.05  # of the songs, by fingerprints
+SHORT = 0.05  # of the songs
 SHOWN = 20
 TOGETHER = 16  # queries that one pass over the songs answers, and that a stop can cost
 
@@ -53,36 +53,48 @@ class Answer:
         return [int(i) for i in asked[np.argsort(-self.scores[asked], kind='stable')]]
 
 
-def shortlists(attributor: tp.Any, subject: Subject, pieces: tp.Sequence[Piece], part: float = SHORT
-               ) -> tp.List[tp.List[int]]:
-    """Of each query, the songs with the highest fingerprint scores, channels together.
+def shortlists(attributor: tp.Any, subject: Subject, pieces: tp.Sequence[Piece], part: float = SHORT,
+               first_order: tp.Optional[FloatArray] = None) -> tp.List[tp.List[int]]:
+    """Of each query, the songs that fingerprints and the first order of unlearning together put highest.
+
+    Both are standardised over the songs and added: each finds songs that the other misses (docs/benchmarks.md).
 
     Args:
-        attributor: With a store of the same songs. part (float): Of the songs, at least ten.
+        attributor (optional): With a store of the same songs. part (float): Of the songs, at least ten.
+        first_order (array, optional): `Sketches.scores` of the queries, [Q, N].
     Raises:
         LuminaError: when the store lacks a song.
     """
+    ranked = np.zeros((len(pieces), len(subject.songs)))
+    if attributor is not None:
+        ranked += [standardised_scores(row) for row in _by_fingerprints(attributor, subject, pieces)]
+    if first_order is not None:
+        ranked += [standardised_scores(row) for row in first_order]
+    count = min(ranked.shape[1], max(10, math.ceil(part * ranked.shape[1])))
+    return [[int(i) for i in np.argsort(-row, kind='stable')[:count]] for row in ranked]
+
+
+def _by_fingerprints(attributor: tp.Any, subject: Subject, pieces: tp.Sequence[Piece]) -> tp.Iterator[FloatArray]:
+    """Fingerprint scores [N] of each query, channels together."""
     place = {song: column for column, song in enumerate(attributor.song_ids)}
     missing = [song.id for song in subject.songs if song.id not in place]
     if missing:
         raise LuminaError(f"The store has no fingerprint of {missing[0]}; fingerprint the whole catalogue with `lumina "
                           "fingerprint`, or leave --fast away.")
-    order, found = [place[song.id] for song in subject.songs], []
-    count = min(len(order), max(10, math.ceil(part * len(order))))
+    order = [place[song.id] for song in subject.songs]
     for piece in pieces:
         by_channel = subject.fingerprint_scores(attributor, piece)
-        joined = np.sum([standardised_scores(rows[order]) for rows in by_channel.values()], axis=0)
-        found.append([int(i) for i in np.argsort(-joined, kind='stable')[:count]])
-    return found
+        yield np.sum([standardised_scores(rows[order]) for rows in by_channel.values()], axis=0)
 
 
 def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path,
               attributor: tp.Any = None, fisher: tp.Optional[Path] = None,
-              part: float = SHORT) -> tp.List[Answer]:
+              part: float = SHORT, sketched: bool = False) -> tp.List[Answer]:
     """Forget each query and score the songs; what an earlier call has finished is read.
 
     Args:
-        pieces (sequence of Piece): Queries. attributor (optional): Score its shortlist alone.
+        pieces (sequence of Piece): Queries. attributor (optional): Score a shortlist alone, by its fingerprints.
+        sketched (bool): Score a shortlist alone, by `Subject.sketches` as well, or without an attributor by those.
         fisher (Path, optional): A file of Fisher information to use.
     """
     if not pieces:
@@ -96,11 +108,16 @@ def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Pi
     def make(some: tp.Sequence[Piece]) -> tp.Dict[str, FloatArray]:
         if not opened:
             opened.append(subject.unlearner(recipe, progress_bar, fisher))
-        among = shortlists(attributor, subject, some, part) if attributor is not None else None
-        found = opened[0].scores([subject.query_of(piece, recipe) for piece in some], among)
+        queries = [subject.query_of(piece, recipe) for piece in some]
+        among = None
+        if attributor is not None or sketched:
+            near = subject.sketches(opened[0], progress_bar).scores(queries) if sketched else None
+            among = shortlists(attributor, subject, some, part, near)
+        found = opened[0].scores(queries, among)
         return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     settings = {'recipe': recipe.hash, 'model': state_hash(subject.weights),
-             'songs': songs_hash(subject.songs), 'fast': attributor.store.hash if attributor else None,
+             'songs': songs_hash(subject.songs),
+             'fast': [None if attributor is None else attributor.store.hash, sketched],
              'part': part, 'queries': [[piece.id, songs_hash([piece])] for piece in pieces]}
     kept = kept_parts(out / 'kept', settings, list(pieces), make, 'unlearning', TOGETHER)
     ids = [song.id for song in subject.songs]
@@ -120,7 +137,7 @@ def markdown(answer: Answer) -> str:
              f"step of lr {answer.lr:.3g}, {answer.relative:.3g} of the weights' length "
              f"({answer.recipe.layers}; {answer.recipe.fisher} Fisher information; mask {answer.recipe.mask}). ")
     if answer.shortlist < len(answer.songs):
-        text += f'Only the {answer.shortlist} songs whose fingerprints come closest were asked about. '
+        text += f'Only the {answer.shortlist} songs of its shortlist were asked about. '
     return text + ('A song whose loss rises has lost what it shares with the query; how large a rise is chance, this '
                    'score does not say.\n')
 

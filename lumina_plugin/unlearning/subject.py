@@ -18,6 +18,7 @@ from .masks import MaskedSong, Piece, WholeSong
 from .moments import second_moments
 from .recipe import UnlearningRecipe
 from .scoring import FloatArray, Unlearner
+from .sketches import Sketcher, Sketches, half, load_sketches, save_sketches
 
 logger = logging.getLogger(__name__)
 
@@ -173,3 +174,15 @@ class Subject(abc.ABC):
             save_losses(path, known, facts)
         found.known_before(known)
         return found
+
+    def sketches(self, unlearner: Unlearner, progress: Progress) -> Sketches:
+        """What ranks songs by the first order of unlearning: kept beside the Fisher information, else made and kept."""
+        recipe = unlearner.recipe
+        sketcher = Sketcher(unlearner.learner, unlearner.fisher, recipe)
+        facts = {**self.facts(recipe, unlearner.songs), 'kind': 'sketches', 'fisher': recipe.fisher, **sketcher.facts}
+        path = path_of(self.folder, facts)
+        known = load_sketches(path, facts)
+        if known is None:
+            known = half(sketcher(unlearner.songs, lambda some: progress(list(some), 'sketches of the songs')))
+            save_sketches(path, known, facts)
+        return Sketches(sketcher, known)
