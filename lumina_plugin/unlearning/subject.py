@@ -179,7 +179,7 @@ class Subject(abc.ABC):
         """What ranks songs by the first order of unlearning: kept beside the Fisher information, else made and kept."""
         recipe = unlearner.recipe
         sketcher = Sketcher(unlearner.learner, unlearner.fisher, recipe)
-        facts = {**self.facts(recipe, unlearner.songs), 'kind': 'sketches', 'fisher': recipe.fisher, **sketcher.facts}
+        facts = {**self.facts(recipe), 'kind': 'sketches', 'fisher': recipe.fisher, **sketcher.facts}
         path = path_of(self.folder, facts)
         known = load_sketches(path, facts)
         if known is None:
