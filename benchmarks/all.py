@@ -35,15 +35,15 @@ def peers(shapes: tp.Sequence[str]) -> str:
     return output_of('peers.py', '--shape', 'quickstart')
 
 
-def with_quickstart(script: str) -> str:
-    """What a benchmark of a finished quickstart's model prints; or that there is no such model."""
+def attribution() -> str:
+    """What attributing a generation costs, with the model of a finished quickstart."""
     from lumina_plugin.errors import LuminaError
     from lumina_plugin.workflows import quickstart_run
     try:
         quickstart_run()
     except LuminaError as error:
         return f'Not measured in this run: {error}'
-    return output_of(script)
+    return output_of('attribution.py')
 
 
 def processor() -> str:
@@ -63,8 +63,7 @@ def main(shape: tp.Optional[tp.List[str]] = None) -> None:
     sections = {
         'capture': output_of('capture.py', '--device', device, *(part for one in shapes for part in ('--shape', one))),
         'peers': peers(shapes),
-        'attribution': with_quickstart('attribution.py'),
-        'unlearning': with_quickstart('unlearning.py'),
+        'attribution': attribution(),
         'scale': output_of('scale.py'),
         'intervals': output_of('intervals.py'),
         'kill': output_of('store_kill.py'),

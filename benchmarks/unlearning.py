@@ -1,6 +1,7 @@
 """What does unlearning cost, exact, on a shortlist, for many queries, and at the real size? Prints Markdown.
 
     python benchmarks/unlearning.py [RUN] [--only one --only batches] [--songs 1000] [--queries 16]
+    python benchmarks/unlearning_docs.py                 # puts it into docs/unlearning.md
 
 RUN is a run of the quickstart (its folder or signature; the finished one below outputs/ unless said). For the shortlist
 a model of the same size is trained on `--songs` excerpts; that, the songs and every number go below `--out` and are
@@ -24,6 +25,7 @@ from unlearning_fast import TOP, measured, measured_sketched, open_bench, overla
 from unlearning_songs import many_songs_run  # noqa: E402
 from unlearning_timing import Facts, Watch, kept  # noqa: E402
 
+from lumina_plugin.atomic import write_atomic  # noqa: E402
 from lumina_plugin.conditions import attributes_for  # noqa: E402
 from lumina_plugin.gradients import Example  # noqa: E402
 from lumina_plugin.models import load_musicgen  # noqa: E402
@@ -120,7 +122,7 @@ def one(run: Path, out: Path) -> str:
     about = (f"One generation of 30 s against the {found['songs']} songs ({found['chunks']} chunks) of the quickstart; "
              f"seconds on the clock (of the processor), medians of {ROUNDS} rounds. The step is forgetting the query; "
              "the pass reads every song's loss. Fisher information is made once per checkpoint.\n\n")
-    return '### One query\n\n' + about + table(
+    return '# One query\n\n' + about + table(
         ['cores', 'Fisher information', 'made once, s', 'step, s', 'pass over the songs, s', 'query, s'], rows)
 
 
@@ -142,7 +144,7 @@ def fast(out: Path, songs: int, queries: int) -> str:
     rows = [row(f'exact, all {exact.shape[1]:,} songs', 'exact', ''),
             row(f'fast, {SHORT:.0%} of the songs by sketches and fingerprints', 'sketched', 'ranked'),
             row(f'fast, {SHORT:.0%} of the songs by fingerprints alone', 'fast', 'short')]
-    return ('### A shortlist\n\n'
+    return ('# A shortlist\n\n'
             f'{exact.shape[1]:,} excerpts of 10 s from the embedded generator, on which a model of the quickstart\'s '
             f'size was trained; {len(exact)} free generations of it; recipe `default`; one core. Seconds on the clock '
             '(of the processor) and ratios of single queries, medians.\n\n'
@@ -188,20 +190,25 @@ def batches(run: Path, out: Path, queries: int) -> str:
     rows.append([f'linearised, {queries} at once', f"{found['linear_wall']:.2f} ({found['linear_cpu']:.2f})",
                  f"{found['linear_wall'] / found['1_wall']:.3f} ({found['linear_cpu'] / found['1_cpu']:.3f})",
                  f"{found['agree']:.3f}"])
-    return ('### Many queries\n\nGenerations of 10 s against the quickstart\'s songs, one core, in turn in one '
+    return ('# Many queries\n\nGenerations of 10 s against the quickstart\'s songs, one core, in turn in one '
             f'process; seconds per query on the clock (of the processor), medians of {ROUNDS} rounds.\n\n'
             + table(['way', 's per query', '÷ one at a time', f'of the exact top {TOP}'], rows))
 
 
 def main(run: tp.Annotated[tp.Optional[str], typer.Argument()] = None, out: Path = Path('outputs/unlearning-benchmark'),
-         songs: int = 1000, queries: int = 16, only: tp.Optional[tp.List[str]] = None) -> None:
-    """Measure and print."""
+         songs: int = 1000, queries: int = 16, only: tp.Optional[tp.List[str]] = None,
+         results: Path = Path('outputs/unlearning')) -> None:
+    """Measure, print, and, unless `--only` leaves something out, write cost.md into `--results`."""
     from lumina_plugin.models import run_folder
     found = run_folder(run) if run else quickstart_run()
     make = {'one': lambda: one(found, out), 'fast': lambda: fast(out, songs, queries),
             'batches': lambda: batches(found, out, queries), 'cost': lambda: cost(found, out)}
+    sections = []
     for name in only or make:
-        print(make[name](), flush=True)
+        sections.append(make[name]())
+        print(sections[-1], flush=True)
+    if not only:
+        write_atomic(results / 'cost.md', '\n'.join(sections))
 
 
 if __name__ == '__main__':

@@ -65,7 +65,7 @@ def cost(run: Path, out: Path) -> str:
     head = ['MusicGen', 'query', 'FLOP', *(f'{name}, {kind}' for name in PEAKS for kind in ('fp32', 'TF32'))]
     peaks = ', '.join(f'{name}: {fp32 / 1e12:g} TFLOP/s in fp32, {tf32 / 1e12:g} in TF32'
                       for name, (fp32, tf32) in PEAKS.items())
-    return ('### The real size\n\n'
+    return ('# The real size\n\n'
             f"Measured: {1000 * found['seconds']:.1f} ms of one core for a chunk of {CHUNK} s through the "
             f"quickstart's model ({found['parameters'] / 1e6:.2f} M parameters in its layers, {found['positions']} "
             f"positions), which is {flops / found['seconds'] / 1e9:.0f} GFLOP/s. Extrapolated, with no GPU at hand: "

@@ -57,7 +57,7 @@ def shortlists(attributor: tp.Any, subject: Subject, pieces: tp.Sequence[Piece],
                first_order: tp.Optional[FloatArray] = None) -> tp.List[tp.List[int]]:
     """Of each query, the songs that fingerprints and the first order of unlearning together put highest.
 
-    Both are standardised over the songs and added: each finds songs that the other misses (docs/benchmarks.md).
+    Both are standardised over the songs and added: each finds songs that the other misses (docs/unlearning.md).
 
     Args:
         attributor (optional): With a store of the same songs. part (float): Of the songs, at least ten.
