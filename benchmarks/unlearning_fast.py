@@ -11,9 +11,7 @@ import numpy as np
 from unlearning_timing import Watch
 
 from lumina_plugin.attribution import Attributor
-from lumina_plugin.catalogue_pass import fingerprint_model
 from lumina_plugin.prepared import progress_bar
-from lumina_plugin.recipe import get_recipe
 from lumina_plugin.statistics import standardised_scores
 from lumina_plugin.store import FingerprintStore
 from lumina_plugin.unlearning.attribute import shortlists
@@ -26,9 +24,6 @@ from lumina_plugin.validation.queries import free_generations
 from lumina_plugin.validation.results import kept_parts, table
 
 TOP, PARTS, FRAMES = 10, (0.02, 0.05, 0.1, 0.2), 250
-# The loss itself over all layers at the last checkpoint, lengths kept: what unlearning moves, as a fingerprint.
-NEAR = dict(name='near-unlearning', objective='cross_entropy', channels={'all': ['all']}, block_norm=False,
-            checkpoints='last')
 
 
 @dataclasses.dataclass
@@ -131,22 +126,14 @@ def with_recipe(bench: Bench, **changes: tp.Any) -> Attributor:
                       recipe=recipe.model_copy(update=changes))
 
 
-def near_store(bench: Bench) -> Attributor:
-    """Fingerprints of the very loss that is unlearnt."""
-    recipe = get_recipe('default', **NEAR)
-    store = fingerprint_model(bench.run, recipe=recipe, outside='none')
-    return Attributor(bench.subject.module, bench.subject.codec, store)
-
-
 def ways(bench: Bench, out: Path) -> tp.Dict[str, FloatArray]:
     """Rankings [Q, N] by the ways that were tried, by name."""
     pieces = [bench.subject.query_of(piece, bench.unlearner.recipe) for piece in bench.pieces]
     makers: tp.Dict[str, tp.Callable[[], tp.Dict[str, FloatArray]]] = {
         name: lambda keys=changes: by_channel(with_recipe(bench, **keys), bench) for name, changes in (
             ('kernel', {}), ('cosine', {'method': 'cosine'}), ('kernel, last checkpoint', {'checkpoints': 'last'}))}
-    makers['of the loss, all layers, last checkpoint'] = lambda: by_channel(near_store(bench), bench)
     makers['sketches'] = lambda: {'all': bench.subject.sketches(bench.unlearner, progress_bar).scores(pieces)}
-    makers['linearised'] = lambda: {'all': bench.unlearner.linearised(pieces, progress_bar)}
+    makers['linearised'] = lambda: {'all': bench.unlearner.linearised(pieces)}
 
     def make(some: tp.Sequence[str]) -> tp.Dict[str, FloatArray]:
         return {channel: rows[None] for channel, rows in makers[some[0]]().items()}
@@ -159,8 +146,7 @@ def ways(bench: Bench, out: Path) -> tp.Dict[str, FloatArray]:
                       f'the higher of P and M, {name}': np.maximum(p, m)})
     both = np.stack([standardised_scores(row) for row in found['fingerprints P + M, kernel']])
     near, flat = z['sketches']['all'], z['linearised']['all']
-    return {**found, 'fingerprints of the loss, all layers, last checkpoint':
-            z['of the loss, all layers, last checkpoint']['all'], 'sketches of the first order': near,
+    return {**found, 'sketches of the first order': near,
             'sketches and fingerprints P + M, kernel (taken)': near + both, 'first order, gradients whole': flat,
             'first order, gradients whole, and fingerprints P + M, kernel': flat + both}
 
