@@ -14,7 +14,7 @@ from lumina_plugin.unlearning.recipe import unlearning_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 GRIDS = sorted(path.stem for path in (ROOT / 'grids' / 'lumina').glob('[!_]*.py'))
-RUNS = {'quickstart': 5, 'finetune': 3, 'finetune_large': 1, 'recipes': 13, 'unlearning': 66}
+RUNS = {'quickstart': 5, 'finetune': 3, 'finetune_large': 1, 'recipes': 13, 'unlearning': 60}
 TRAINING = [name for name in GRIDS if name != 'unlearning']  # which forgets instead
 
 
