@@ -73,7 +73,8 @@ UNRUN = [
     ('README', r'git clone|cd |\. ', 'it is how one gets to where the tests begin'),
     ('README', r'dora run solver=lumina/musicgen_small', 'needs a hub and a GPU'),
     ('docs/projection', r'python benchmarks/projection_error', 'takes hours'),
-    ('docs/dit', r'dora run solver=compression/lumina_oobleck|python (-c|benchmarks/)', 'takes minutes to hours of a core'),
+    ('docs/dit', r'dora run solver=compression/lumina_oobleck|python (-c|benchmarks/)',
+     'takes minutes to hours of a core'),
     ('docs/demo', r'python benchmarks/demo', 'a measurement of minutes, with a browser'),
     ('docs/validation', r'make validate-peers', 'installs packages of gigabytes'),
 ]
