@@ -214,8 +214,8 @@ def test_the_command(suite, tmp_path, capsys):
     main(argv)
     printed = capsys.readouterr().out
     names = ['LUMINA default', 'unlearning, published', 'unlearning, default',
-             'CLAP (small-clap, not the published network)', 'CLEWS (a small random instance)', 'LPIPS', 'RPS', 'RPS, fitted to codes',
-             'code histogram', 'mel statistics']
+             'CLAP (small-clap, not the published network)', 'CLEWS (a small random instance)', 'LPIPS', 'RPS',
+             'RPS, fitted to codes', 'code histogram', 'mel statistics']
     for name in names:
         assert f'| {name} | ' in printed
     assert '| method | LDS |' in printed and 'Leave-group-out' not in printed and 'nan' not in printed
