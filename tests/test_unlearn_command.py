@@ -23,7 +23,8 @@ from .test_unlearn_compare import suite  # noqa: F401 (a fixture)
 @pytest.fixture
 def run(project, tmp_path):
     """A copy of the shared run: Fisher information is kept beside its checkpoint."""
-    return shutil.copytree(project.folder(), tmp_path / 'xps' / project.folder().name)
+    leave = shutil.ignore_patterns('fisher')  # other tests' Fisher information
+    return shutil.copytree(project.folder(), tmp_path / 'xps' / project.folder().name, ignore=leave)
 
 
 def test_the_fisher_is_made_once(run, capsys):
