@@ -20,7 +20,7 @@ def main(results: Path) -> Path:
     for name, file in PARTS.items():
         path = results / file
         found = path.read_text(encoding='utf-8').strip() if path.is_file() else '(not measured yet)'
-        text = text.replace('{' + name + '}', re.sub(r'^#', '###', found, flags=re.M))
+        text = text.replace('{' + name + '}', re.sub(r'^#', '##', found, flags=re.M))
     return write_atomic(HERE.parent / 'docs' / 'unlearning.md', text)
 
 

@@ -75,6 +75,7 @@ UNRUN = [
     ('docs/projection', r'python benchmarks/projection_error', 'takes hours'),
     ('docs/dit', r'dora run solver=compression/lumina_oobleck|python (-c|benchmarks/)',
      'takes minutes to hours of a core'),
+    ('docs/unlearning', r'python benchmarks/unlearning', 'a measurement of half an hour'),
     ('docs/demo', r'python benchmarks/demo', 'a measurement of minutes, with a browser'),
     ('docs/validation', r'make validate-peers', 'installs packages of gigabytes'),
 ]
