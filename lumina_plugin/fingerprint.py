@@ -10,7 +10,7 @@ from torch import nn
 from .capture import Moments, Reducer
 from .channels import Block
 from .errors import LuminaError
-from .gradients import Example, GradientModel, Gradients
+from .gradients import Example, GradientModel, Gradients, add_to_songs
 from .projection import BlockReducers, ChannelProjection, FittedProjection, RandomProjection
 from .recipe import Recipe
 from .separation import RANK, RECORDINGS, TIMES
@@ -124,12 +124,9 @@ class Fingerprinter(GradientModel):
         sums: Gradients = {}
         squares = {channel: torch.zeros(len(flat)) for channel in self.channels}
         for batch, gradients in self.batches([example for _, example in flat], reducers):
-            for name, gradient in gradients.items():
-                if name not in sums:
-                    sums[name] = gradient.new_zeros(len(songs), *gradient.shape[1:])
-                for place, index in enumerate(batch):
-                    row, example = flat[index]
-                    sums[name][row].add_(gradient[place], alpha=example.weight / totals[row])
+            parts = [flat[index] for index in batch]
+            add_to_songs(sums, gradients, [row for row, _ in parts],
+                         [example.weight / totals[row] for row, example in parts], len(songs))
             for channel, blocks in self.channels.items():
                 found = sum(gradients[block.name].flatten(1).norm(dim=1).square() for block in blocks)
                 squares[channel][batch] = tp.cast(torch.Tensor, found).float().cpu()

@@ -300,6 +300,22 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def add_to_songs(sums: Gradients, gradients: Gradients, rows: tp.Sequence[int], weights: tp.Sequence[float], songs: int
+                 ) -> None:
+    """Add a batch of gradients to those of whole songs, in place.
+
+    Args:
+        sums (dict): By block name, [songs, o', i']; made where it is missing. gradients (dict): [B, o', i'] each.
+        rows (sequence of int): Of each of the batch, which song it is of. weights (sequence of float): What it counts.
+        songs (int): n.
+    """
+    for name, gradient in gradients.items():
+        if name not in sums:
+            sums[name] = gradient.new_zeros(songs, *gradient.shape[1:])
+        for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+            sums[name][row].add_(gradient[place], alpha=weight)
+
+
 class _undisturbed:
     """Evaluation mode and a random state of its own for the duration of a pass; both are put back.
 

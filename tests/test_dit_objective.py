@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_plugin.dit.model import layer_groups
 from lumina_plugin.dit.objective import DiffusionLoss, angle_time, noise, noisy
 from lumina_plugin.errors import LuminaError
 
@@ -176,13 +175,3 @@ def test_timing_and_text_are_heard(dit):
         mute = tiny_dit(text=False)
         assert float(DiffusionLoss(mute, 2).losses([example])) == float(
             DiffusionLoss(mute, 2).losses([dataclasses.replace(example, text='another')]))
-
-
-def test_layer_groups_cover_the_transformer(dit):
-    groups = layer_groups(dit.transformer)
-    assert set(groups['self_attention']).isdisjoint(groups['cross_attention'])
-    assert set(groups['cross_kv']) < set(groups['cross_attention']) < set(groups['all'])
-    assert len(groups['cross_kv']) == 4 and len(groups['P']) == 8
-    assert sorted(groups['M']) == ['postprocess_conv.weight', 'proj_out.weight']
-    own = dict(dit.transformer.named_parameters())
-    assert all(name in own for names in groups.values() for name in names)

@@ -253,22 +253,3 @@ class LatentDiT:
         finally:
             self.denoiser.train(training)
         return [dataclasses.replace(e, latents=latents) for e, latents in zip(asked, made, strict=True)]
-
-
-LAYER_GROUPS = ('all', 'self_attention', 'cross_attention', 'cross_kv', 'P', 'M')
-
-
-def layer_groups(transformer: tp.Any) -> tp.Dict[str, tp.List[str]]:
-    """Names of a `StableAudioDiTModel`'s parameters by layer group.
-
-    `all` is every parameter of its transformer blocks; `self_attention` and `cross_attention` theirs alone, `cross_kv`
-    the keys and values of the latter. Channel P is the self attention, M what maps states to latents: `proj_out` and
-    `postprocess_conv`.
-    """
-    names = [name for name, _ in transformer.named_parameters()]
-    blocks = [name for name in names if name.startswith('transformer_blocks.')]
-    cross = [name for name in blocks if '.attn2.' in name]
-    own = [name for name in blocks if '.attn1.' in name]
-    return {'all': blocks, 'self_attention': own, 'cross_attention': cross,
-            'cross_kv': [name for name in cross if '.to_k.' in name or '.to_v.' in name],
-            'P': list(own), 'M': [name for name in names if name.startswith(('proj_out.', 'postprocess_conv.'))]}

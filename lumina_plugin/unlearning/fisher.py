@@ -18,6 +18,7 @@ import torch
 
 from ..capture import Moments, TwoSided, full_gradient
 from ..errors import LuminaError
+from ..gradients import add_to_songs
 
 Tensors = tp.Dict[str, torch.Tensor]  # by block name
 Songs = tp.Sequence[tp.Any]  # of a catalogue: each has an `id` and `examples`
@@ -191,12 +192,9 @@ def song_gradients(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.
     totals = [sum(example.weight for example in examples) for examples in read]
     sums: Tensors = {}
     for batch, gradients in learner.batches([example for _, example in flat], reducers):
-        for name, gradient in gradients.items():
-            if name not in sums:
-                sums[name] = gradient.new_zeros(len(songs), *gradient.shape[1:])
-            for place, index in enumerate(batch):
-                row, example = flat[index]
-                sums[name][row].add_(gradient[place], alpha=example.weight / totals[row])
+        parts = [flat[index] for index in batch]
+        add_to_songs(sums, gradients, [row for row, _ in parts],
+                     [example.weight / totals[row] for row, example in parts], len(songs))
     return sums
 
 
