@@ -44,9 +44,12 @@ def browser_path() -> tp.Optional[str]:
     return named or next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def browser() -> tp.Iterator[tp.Any]:
-    """A headless Chromium; where there is none the test is skipped, which CI does not allow."""
+    """A headless Chromium; where there is none the test is skipped, which CI does not allow.
+
+    A module's own: while playwright is at work its event loop is this thread's, and no other test could start one.
+    """
     path = browser_path()
     if path is None or not Path(path).exists():
         pytest.skip(left_out.NO_BROWSER)
