@@ -108,12 +108,16 @@ def test_a_grid_is_judged_and_goes_on(suite, tmp_path, capsys, monkeypatch):  # 
     folder, truth, path = suite
     copied = shutil.copytree(folder, tmp_path / 'xps' / folder.name)
     argv = ['unlearn', 'grid', '--suite', str(tmp_path), '--truth', str(path), '--out', str(tmp_path / 'out'),
-            '--model', str(copied), '--set', 'fisher=identity', '--axis', 'relative=0.001,0.01', '--linear']
+            '--model', str(copied), '--set', 'fisher=identity', '--axis', 'relative=0.001,0.01', '--linear',
+            '--generations', '2', '--moved', '1']
     main(argv)
     told = capsys.readouterr().out
     assert 'length 0.001' in told and 'Best by the even queries' in told and 'linearised' in told
     found = json.loads((tmp_path / 'out' / 'grid' / 'grid.json').read_text())
-    assert [len(point['lds']['free']) for point in found] == [3, 3]
+    assert [len(point['lds']['free']) for point in found['points']] == [3, 3]
+    near, far = (point['frechet'] for point in found['points'])
+    assert len(found['before']) == 5 and near != far and min(near + far + found['before']) > 0
+    assert f'{np.mean(found["before"]):.3g} from the songs' in told
     monkeypatch.setattr('lumina_plugin.unlearning.subject.Subject.unlearner', None)
     main(argv)
     assert capsys.readouterr().out == told

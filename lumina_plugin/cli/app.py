@@ -19,6 +19,7 @@ from .options import Source as _Source
 from .store import store_app
 from .unlearn import unlearn_app
 from .unlearn_compare import register as register_compare
+from .unlearn_draws import register as register_draws
 from .validate import validate_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', help="""
@@ -34,6 +35,7 @@ app.add_typer(store_app, name='store')
 app.add_typer(validate_app, name='validate')
 app.add_typer(unlearn_app, name='unlearn')
 register_compare(unlearn_app)
+register_draws(unlearn_app)
 app.command()(making.generate)
 app.command()(making.attribute)
 app.command()(reading.explain)

@@ -27,6 +27,9 @@ Settings = tp.Annotated[tp.Optional[tp.List[str]], typer.Option(
 Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
 Checkpoint = tp.Annotated[tp.Optional[str], typer.Option(
     help="One whose weights fingerprinting kept, e.g. epoch-0004; the last unless said.")]
+Moved = tp.Annotated[int, typer.Option(min=1, help="After how many forgotten pieces those are generated.")]
+Embedding = tp.Annotated[str, typer.Option(help="What listens to generations: auto, openl3, clap or codec.")]
+Clap = tp.Annotated[tp.Optional[str], typer.Option(help="Folder or hub name of a CLAP.")]
 Suite = tp.Annotated[Path, typer.Option(help="Folder of `lumina validate`, whose ground truth judges.")]
 Truth = tp.Annotated[tp.Optional[Path], typer.Option(help="A ground truth of another folder.")]
 
@@ -65,6 +68,10 @@ def grid(
     model: tp.Annotated[tp.Optional[str], typer.Option(
         '--model', '-m', help="The run whose ground truth was made; the standard suite's unless said.")] = None,
     linear: tp.Annotated[bool, typer.Option('--linear', help="Also the linearisation of every point.")] = False,
+    generations: tp.Annotated[int, typer.Option(
+        min=0, help="Also the Fréchet distance of so many generations to the songs, after forgetting some queries; 0 "
+                    "leaves it out.")] = 0,
+    moved: Moved = 3, embedding: Embedding = 'auto', clap: Clap = None,
     suite: Suite = Path('outputs/validation'), truth: Truth = None, device: Device = None,
 ) -> None:
     """Which step, Fisher information, layers and mask foretell retraining? By the suite's ground truth.
@@ -74,6 +81,8 @@ def grid(
     """
     from ..errors import LuminaError
     from ..unlearning import grid as module
+    from ..unlearning.drift import Drift
+    from ..unlearning.embeddings import embedder
     from ..unlearning.opened import open_bench
     families = list(family or ['free'])
     unknown = [one for one in families if one not in module.FAMILIES]
@@ -85,9 +94,13 @@ def grid(
             if axis or key not in fixed and not (size and key == 'relative')}
     recipes = module.points_of(recipe, {**{key: [value] for key, value in fixed.items()}, **axes})
     bench = open_bench(truth, model, suite, device)
-    points = module.grid(recipes, bench, out, families, linear)
-    folder = module.save_grid(out, points, families)
-    print(module.markdown(points, families))
+    drift, before = None, []
+    if generations:
+        drift = Drift(bench.subject, embedder(bench.subject.sound, embedding, clap), out, generations, moved)
+        before = drift.before(bench.subject.learner(bench.subject.adapted(recipes[0])))
+    points = module.grid(recipes, bench, out, families, linear, drift)
+    folder = module.save_grid(out, points, families, before)
+    print(module.markdown(points, families, before))
     print(f'Written: {folder}/grid.md, grid.json, grid.png')
 
 
@@ -181,9 +194,7 @@ def own(
     targets: tp.Annotated[int, typer.Option(min=1, help="Songs that are forgotten, picked by k-means.")] = 40,
     generations: tp.Annotated[int, typer.Option(
         min=0, help="Clips per Fréchet distance; 0 leaves it out.")] = 32,
-    moved: tp.Annotated[int, typer.Option(min=0, help="Targets after which they are generated.")] = 3,
-    embedding: tp.Annotated[str, typer.Option(help="auto, openl3, clap or codec.")] = 'auto',
-    clap: tp.Annotated[tp.Optional[str], typer.Option(help="Folder or hub name of a CLAP.")] = None,
+    moved: Moved = 3, embedding: Embedding = 'auto', clap: Clap = None,
     checkpoint: Checkpoint = None,
     device: Device = None,
 ) -> None:

@@ -5,6 +5,7 @@ other half, so that the best of many is not the luckiest.
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -19,6 +20,7 @@ from ..validation.lds import Interval, interval, lds
 from ..validation.results import Panel, dots, kept_parts, save, table
 from ..validation.truth import FloatArray, GroundTruth
 from .bench import FAMILIES, Bench, MusicGenBench
+from .drift import Drift
 from .masks import Piece
 from .recipe import UnlearningRecipe, unlearning_recipe
 from .scoring import Unlearner
@@ -37,6 +39,7 @@ class Point:
         lds (dict): By family, of each query, [Q]. linear (dict): The same of its linearisation.
         lr, relative (float): Mean over queries. rise (float): How much the queries' own loss rose.
         seconds (float): Per query.
+        frechet (list of float): Distance of generations to the songs after forgetting some of the queries.
     """
     recipe: UnlearningRecipe
     error: str = ''
@@ -46,6 +49,7 @@ class Point:
     relative: float = 0.
     rise: float = 0.
     seconds: float = 0.
+    frechet: tp.List[float] = dataclasses.field(default_factory=list)
 
     def chosen_by(self, family: str) -> float:
         """Mean LDS of every other query, from the first: for choosing."""
@@ -104,48 +108,51 @@ def measure(recipe: UnlearningRecipe, musicgen: tp.Any, run: Path, truth: Ground
 
 
 def judged(recipe: UnlearningRecipe, bench: Bench, out: Path, families: tp.Sequence[str] = ('free',),
-           linear: bool = False) -> Point:
+           linear: bool = False, drift: tp.Optional[Drift] = None) -> Point:
     """Judge one recipe by a ground truth; what was measured before is read.
 
     Args:
         bench (Bench): Model, songs and truth. out (Path): Where finished work is kept.
-        linear (bool): Also the linearisation.
+        linear (bool): Also the linearisation. drift (Drift, optional): Also how far generations move.
     """
     recipe = bench.subject.adapted(recipe)
-    opened: tp.List[Unlearner] = []
+
+    @functools.cache
+    def unlearner() -> Unlearner:
+        return bench.subject.unlearner(recipe, progress_bar)
     scores: tp.Dict[str, FloatArray] = {}
     flat: tp.Dict[str, FloatArray] = {}
     facts: tp.List[tp.Dict[str, FloatArray]] = []
     try:
         for family in families:
-            kept = _kept(recipe, bench, family, out, linear, opened)
+            kept = _kept(recipe, bench, family, out, linear, unlearner)
             halves = bench.halves(family)
             scores[family] = lds(kept['scores'], halves)
             if linear:
                 flat[family] = lds(kept['linear'], halves)
             facts.append(kept)
+        distances = drift.after(unlearner, recipe, bench.queries(families[0])) if drift else []
     except LuminaError as error:
         logger.warning("%s: %s", recipe.name, error)
         return Point(recipe, str(error))
-    means = (float(np.concatenate([kept[name] for kept in facts]).mean())
-             for name in ('lr', 'relative', 'rise', 'seconds'))
-    return Point(recipe, '', scores, flat, *means)
+    lr, relative, rise, seconds = (float(np.concatenate([kept[name] for kept in facts]).mean())
+                                   for name in ('lr', 'relative', 'rise', 'seconds'))
+    return Point(recipe, '', scores, flat, lr, relative, rise, seconds, distances)
 
 
-def _kept(recipe: UnlearningRecipe, bench: Bench, family: str, out: Path, linear: bool, opened: tp.List[Unlearner]
-          ) -> tp.Dict[str, FloatArray]:
+def _kept(recipe: UnlearningRecipe, bench: Bench, family: str, out: Path, linear: bool,
+          unlearner: tp.Callable[[], Unlearner]) -> tp.Dict[str, FloatArray]:
     """Scores [Q, N] and facts [Q] of queries, as they were measured before or are now."""
     def make(some: tp.Sequence[Piece]) -> tp.Dict[str, FloatArray]:
-        if not opened:
-            opened.append(bench.subject.unlearner(recipe, progress_bar))
         pieces = [bench.subject.query_of(piece, recipe) for piece in some]
+        unlearner()  # what is made once for all queries is not timed
         begun = time.perf_counter()
-        found = opened[0].scores(pieces)
+        found = unlearner().scores(pieces)
         seconds = (time.perf_counter() - begun) / len(some)
         made = {'scores': found.scores, 'lr': found.lr, 'relative': found.relative, 'rise': found.after - found.before,
                 'seconds': np.full(len(some), seconds)}
         if linear:
-            made['linear'] = opened[0].linearised(pieces)
+            made['linear'] = unlearner().linearised(pieces)
         return made
     queries = bench.queries(family)
     facts = ['unlearning', recipe.hash, bench.facts, [query.id for query in queries], FAMILIES[family], linear]
@@ -153,19 +160,25 @@ def _kept(recipe: UnlearningRecipe, bench: Bench, family: str, out: Path, linear
 
 
 def grid(recipes: tp.Sequence[UnlearningRecipe], bench: Bench, out: Path, families: tp.Sequence[str] = ('free',),
-         linear: bool = False) -> tp.List[Point]:
+         linear: bool = False, drift: tp.Optional[Drift] = None) -> tp.List[Point]:
     """Judge recipes one after the other."""
-    return [judged(recipe, bench, out, families, linear)
+    return [judged(recipe, bench, out, families, linear, drift)
             for recipe in progress_bar(recipes, 'grid', len(recipes))]
 
 
-def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',)) -> str:
-    """A table, the best by the choosing half first, with the best named beneath it."""
-    linear = any(point.linear for point in points)
+def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',), before: tp.Sequence[float] = ()
+             ) -> str:
+    """A table, the best by the choosing half first, with the best named beneath it.
+
+    Args:
+        before (sequence of float): `Drift.before`, where it was measured.
+    """
+    linear, moved = any(point.linear for point in points), any(point.frechet for point in points)
     ordered = sorted(points, key=lambda point: -point.chosen_by(families[0]))
     best = ordered[0]
     head = ['recipe', *(f'LDS, {family}' for family in families), *(['linearised'] if linear else []),
-            'chosen by', 'behind the best', 'lr', '‖θ-θ0‖/‖θ0‖', "query's loss +", 's/query']
+            'chosen by', 'behind the best', 'lr', '‖θ-θ0‖/‖θ0‖', "query's loss +",
+            *(['Fréchet distance after'] if moved else []), 's/query']
     rows = []
     for title, point in zip(titles(ordered), ordered, strict=True):
         if point.error:
@@ -177,22 +190,31 @@ def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',))
                      f'{point.chosen_by(families[0]):.3f}',
                      '–' if point is best else str(interval(best.lds[families[0]] - point.lds[families[0]])),
                      f'{point.lr:.2g}', f'{point.relative:.2g}',
-                     f'{point.rise:.2f}', f'{point.seconds:.1f}'])
+                     f'{point.rise:.2f}', *([str(interval(point.frechet))] if moved else []), f'{point.seconds:.1f}'])
     text = table(head, rows)
     text += f'\nAll: {shared(points)}.\n' if shared(points) else ''
     if not best.error:
         text += (f'\nBest by the even queries: {titles(ordered)[0]}; the odd ones, which chose nothing, give it '
                  f'{best.reported(families[0])}.\n')
+    if before:
+        text += (f'\nFréchet distance of generations to the songs, after forgetting {len(best.frechet)} of the queries '
+                 f'one at a time. Those of the untouched model lie {np.mean(before):.3g} from the songs, '
+                 f'{min(before):.3g} to {max(before):.3g} over {len(before)} seeds.\n')
     return text
 
 
-def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',)) -> Path:
-    """Write grid.md, grid.json and grid.png."""
+def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',),
+              before: tp.Sequence[float] = ()) -> Path:
+    """Write grid.md, grid.json and grid.png. Arguments as for `markdown`."""
     ordered = [point for point in sorted(points, key=lambda p: -p.chosen_by(families[0])) if not point.error]
     panels = [Panel(f'{family} queries', [interval(point.lds[family]) for point in ordered]) for family in families]
+    if before:  # lines where generations of the untouched model lie
+        panels.append(Panel('Fréchet distance after', [interval(point.frechet) for point in ordered],
+                            (min(before), max(before))))
     picture = dots(titles(ordered), panels, f'LDS, mean and 95 % interval over queries ({shared(ordered)})',
                    limits=None)
-    data = [{'recipe': point.recipe.model_dump(), 'error': point.error, 'lds': point.lds, 'linear': point.linear,
-             'lr': point.lr, 'relative': point.relative, 'rise': point.rise, 'seconds': point.seconds}
-            for point in points]
-    return save(out, 'grid', markdown(points, families), data, picture)
+    data = {'before': list(before), 'points': [
+        {'recipe': point.recipe.model_dump(), 'error': point.error, 'lds': point.lds, 'linear': point.linear,
+         'lr': point.lr, 'relative': point.relative, 'rise': point.rise, 'seconds': point.seconds,
+         'frechet': point.frechet} for point in points]}
+    return save(out, 'grid', markdown(points, families, before), data, picture)

@@ -6,9 +6,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import compat
 from ..errors import LuminaError
+from ..validation.lds import HalfLosses
 from .bench import Bench, DiffusionBench, MusicGenBench
 from .diffusion import DiffusionSubject
+from .masks import Piece
 from .musicgen import SECONDS, MusicGenSubject
 from .subject import Subject
 
@@ -28,6 +31,7 @@ def open_subject(source: tp.Union[str, Path], device: tp.Optional[str] = None,
         LuminaError: when it is no run, its songs cannot be found, or there is no such checkpoint.
     """
     from ..models import run_key
+    compat.install()  # before anything of audiocraft is imported
     run = run_of(source)
     opened = _diffusion if run_key(run, 'solver') == 'lumina_dit' else _musicgen
     return opened(run, device, checkpoint)
@@ -67,6 +71,28 @@ def open_bench(truth: tp.Optional[Path] = None, model: tp.Optional[tp.Union[str,
         return DiffusionBench(DiTTruth.load(truth), open_subject(model, device))
     found, opened = open_truth(suite, None if model is None else str(model), truth, device)
     return MusicGenBench(found, opened.musicgen, opened.run)
+
+
+def free_pieces(model: tp.Union[str, Path], count: int, truth: tp.Optional[Path] = None,
+                device: tp.Optional[str] = None
+                ) -> tp.Tuple[Subject, tp.List[Piece], tp.Optional[HalfLosses]]:
+    """A diffusion with free generations: its ground truth's with what retraining says of them, or fresh ones.
+
+    Args:
+        count (int): How many. truth (Path, optional): A ground truth of it.
+    Raises:
+        LuminaError: for a model that is no diffusion, or another one's ground truth.
+    """
+    if truth is not None:
+        bench = open_bench(truth, model, device=device)
+        halves = bench.halves('free')
+        return bench.subject, bench.queries('free')[:count], halves._replace(
+            losses=halves.losses[:, :count], ceiling=halves.ceiling[:count])
+    subject = open_subject(model, device)
+    if not isinstance(subject, DiffusionSubject):
+        raise LuminaError(f"Run {subject.folder.name} is no diffusion, and its losses have no draws of noise; name a "
+                          "run of solver=lumina/dit_quickstart.")
+    return subject, [Piece(example.id, [example]) for example in subject.dit.generate(count)], None
 
 
 def training_songs(run: Path) -> 'Catalogue':

@@ -5,6 +5,7 @@ songs sound, and how far generations move (arXiv 2506.18312, section 4, train-to
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -19,17 +20,16 @@ from ..prepared import progress_bar
 from ..validation.lds import Interval, interval
 from ..validation.ranking import ranks_of
 from ..validation.results import Panel, dots, kept_parts, save, table
-from .embeddings import Embedder, FloatArray, frechet, pick_targets
+from .drift import Drift
+from .embeddings import Embedder, FloatArray, pick_targets
 from .kept import songs_hash
 from .recipe import UnlearningRecipe
 from .scoring import Unlearner
-from .step import lent_to
 from .subject import Subject
 
 logger = logging.getLogger(__name__)
 
 TOP = 10  # songs that are compared with the target
-SEEDS = 5  # sets of generations before anything is unlearnt, whose spread is the yardstick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +73,6 @@ class Own:
     groups: tp.List[Group]
 
 
-def song_vectors(subject: Subject, embedder: Embedder) -> tp.Tuple[FloatArray, FloatArray]:
-    """Every song as a vector, [N, 2 D], and all windows of all songs, [W, D]."""
-    chunks = [subject.sounds(song) for song in progress_bar(subject.songs, 'listening', len(subject.songs))]
-    return np.stack([embedder.song(one) for one in chunks]), \
-        np.concatenate([embedder.windows(chunk) for one in chunks for chunk in one])
-
-
 def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: Embedder, out: Path, targets: int = 40,
             generations: int = 32, moved: int = 3) -> Own:
     """Forget targets under each recipe; what was measured before is read.
@@ -89,21 +82,15 @@ def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: 
         generations (int): Clips of ten seconds per Fréchet distance; 0: none. moved (int): Targets after whose
             forgetting they are generated.
     """
-    vectors, windows = song_vectors(subject, embedder)
+    songs = progress_bar(subject.songs, 'listening', len(subject.songs))
+    vectors = np.stack([embedder.song(subject.sounds(song)) for song in songs])  # [N, 2 D]
     chosen = pick_targets(vectors, targets)
-    base = {'model': state_hash(subject.weights),
-            'embedding': [embedder.name, embedder.facts], 'songs': songs_hash(subject.songs)}
-    before: tp.List[float] = []
-    if generations:
-        def drawn(seeds: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
-            with lent_to(subject.module, subject.learner(recipes[0]), {}, subject.state):
-                return {'distance': np.array([_distance(subject, embedder, windows, generations, s) for s in seeds])}
-        facts = {**base, 'what': 'before', 'generations': generations}
-        before = list(kept_parts(out / 'kept', facts, list(range(SEEDS)), drawn, 'generations, before', 1)['distance'])
+    drift = Drift(subject, embedder, out, generations, moved) if generations else None
+    before = drift.before(subject.learner(recipes[0])) if drift else []
     groups = []
     for recipe in progress_bar(recipes, 'layers and masks', len(recipes)):
         try:
-            groups.append(_group(subject, recipe, embedder, out, chosen, vectors, windows, generations, moved, base))
+            groups.append(_group(subject, recipe, embedder, out, chosen, vectors, drift))
         except LuminaError as error:
             logger.warning("%s: %s", recipe.layers, error)
             groups.append(Group(recipe, str(error)))
@@ -111,13 +98,10 @@ def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: 
 
 
 def _group(subject: Subject, recipe: UnlearningRecipe, embedder: Embedder, out: Path, chosen: tp.Sequence[int],
-           vectors: FloatArray, windows: FloatArray, generations: int, moved: int, base: tp.Dict[str, tp.Any]) -> Group:
-    opened: tp.List[Unlearner] = []
-
+           vectors: FloatArray, drift: tp.Optional[Drift]) -> Group:
+    @functools.cache
     def unlearner() -> Unlearner:
-        if not opened:
-            opened.append(subject.unlearner(recipe, progress_bar))
-        return opened[0]
+        return subject.unlearner(recipe, progress_bar)
 
     def scored(some: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
         unlearner()  # what is made once for all targets is not timed
@@ -125,20 +109,10 @@ def _group(subject: Subject, recipe: UnlearningRecipe, embedder: Embedder, out: 
         found = unlearner().scores([subject.query_of(subject.songs[row], recipe) for row in some])
         return {'scores': found.scores, 'relative': found.relative, 'rise': found.after - found.before,
                 'lr': found.lr, 'seconds': np.full(len(some), (time.perf_counter() - begun) / len(some))}
-
-    def drawn(some: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
-        distances = []
-        for row in some:
-            gone = unlearner().forget(subject.query_of(subject.songs[row], recipe))
-            with lent_to(subject.module, unlearner().learner, gone.offsets, subject.state):
-                distances.append(_distance(subject, embedder, windows, generations, 0))
-        return {'distance': np.array(distances)}
-    facts = {**base, 'recipe': recipe.hash, 'targets': list(map(int, chosen))}
+    facts = {'model': state_hash(subject.weights), 'embedding': [embedder.name, embedder.facts],
+             'songs': songs_hash(subject.songs), 'recipe': recipe.hash, 'targets': list(map(int, chosen))}
     kept = kept_parts(out / 'kept', facts, chosen, scored, f'{recipe.layers}, {recipe.mask}')
-    distances: tp.List[float] = []
-    if generations and moved:
-        facts = {**facts, 'what': 'after', 'generations': generations}
-        distances = list(kept_parts(out / 'kept', facts, chosen[:moved], drawn, 'generations, after', 1)['distance'])
+    distances = drift.after(unlearner, recipe, [subject.songs[row] for row in chosen]) if drift else []
     near, far = _likeness(kept['scores'], chosen, vectors)
     return Group(recipe, '', [subject.songs[row].id for row in chosen],
                  [float(rank) for rank in ranks_of(kept['scores'], list(chosen))], interval(near), interval(far),
@@ -156,12 +130,6 @@ def _likeness(scores: FloatArray, chosen: tp.Sequence[int], vectors: FloatArray)
         near.append(float((unit[order[:TOP]] @ unit[target]).mean()))
         far.append(float((unit[order[-TOP:]] @ unit[target]).mean()))
     return np.array(near), np.array(far)
-
-
-def _distance(subject: Subject, embedder: Embedder, windows: FloatArray, generations: int, seed: int) -> float:
-    """Fréchet distance of generations of the model, as it is now, to the songs."""
-    made = subject.generated(generations, seed)
-    return frechet(np.concatenate([embedder.windows(one) for one in made]), windows)
 
 
 def markdown(own: Own) -> str:
