@@ -19,11 +19,13 @@ import torch
 from ..capture import Moments, TwoSided, full_gradient
 from ..errors import LuminaError
 from ..gradients import add_to_songs
+from .partial import Partial
 
 Tensors = tp.Dict[str, torch.Tensor]  # by block name
 Songs = tp.Sequence[tp.Any]  # of a catalogue: each has an `id` and `examples`
 Progress = tp.Callable[[tp.Sequence[Songs]], tp.Iterable[Songs]]
 TOGETHER = 4  # songs whose whole gradients are held at once
+STAGES = ('moments', 'basis', 'squares')  # of what is kept while Fisher information is computed
 
 
 class Learner(tp.Protocol):
@@ -136,33 +138,55 @@ def fisher_from(kind: str, tensors: tp.Mapping[str, torch.Tensor]) -> Fisher:
 # -- computing ---------------------------------------------------------------------------------------------------------
 
 def diagonal_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
-                    among: tp.Sequence[Learner] = ()) -> Diagonal:
+                    among: tp.Sequence[Learner] = (), partial: tp.Optional[Partial] = None) -> Diagonal:
     """Mean over songs of their squared gradients, a few songs at a time.
 
     Args:
         learner (Learner): Objective and weights. songs (sequence): Each the mean over its examples, by their weights.
         among (sequence of Learner): Square the gradients of each of these and average them, as for the timesteps of a
             diffusion; the learner itself unless given.
+        partial (Partial, optional): Where sums are kept, and taken up after a stop; the caller removes `STAGES`.
     """
     reducers = {name: full_gradient for name in learner.blocks}
-    return Diagonal(_mean_squares(among or [learner], songs, reducers, progress))
+    return Diagonal(_mean_squares(learner, among or [learner], songs, reducers, progress, partial or Partial()))
 
 
 def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
-                     among: tp.Sequence[Learner] = ()) -> Kronecker:
+                     among: tp.Sequence[Learner] = (), partial: tp.Optional[Partial] = None) -> Kronecker:
     """Two passes: eigenvectors first, then what the songs' gradients are in their basis. Arguments as above."""
+    partial = partial or Partial()
+    done, basis = partial.read('basis')
+    if not done:
+        basis = _basis(learner, songs, progress, partial)
+        partial.write('basis', len(songs), basis)
+        partial.remove('moments')
+    inputs = {name: basis[f'inputs.{name}'].to(learner.weight(name).device) for name in learner.blocks}
+    outputs = {name: basis[f'outputs.{name}'].to(learner.weight(name).device) for name in learner.blocks}
+    turned = {name: TwoSided(inputs[name], outputs[name]) for name in learner.blocks}
+    return Kronecker(_mean_squares(learner, among or [learner], songs, turned, progress, partial), inputs, outputs)
+
+
+def _basis(learner: Learner, songs: Songs, progress: Progress, partial: Partial) -> Tensors:
+    """Eigenvectors of the second moments of each block's inputs and output gradients."""
+    done, sums = partial.read('moments')
     moments = {name: Moments() for name in learner.blocks}
-    for group in progress(_grouped(songs)):
+    for name, found in moments.items():
+        device = learner.weight(name).device
+        found.a, found.delta = (None if kept is None else kept.to(device)
+                                for kept in (sums.get(f'a.{name}'), sums.get(f'delta.{name}')))
+    for past, group in _left(songs, done, progress):
         for _ in learner.batches([example for song in group for example in song.examples], moments):
             pass
-    inputs, outputs = {}, {}
+        partial.offer('moments', past, lambda: {
+            f'{side}.{name}': second for name, found in moments.items()
+            for side, second in (('a', found.a), ('delta', found.delta)) if second is not None})
+    basis = {}
     for name, found in moments.items():
         if found.a is None or found.delta is None:
             raise LuminaError(f"No gradient reaches {name}, so that nothing can be known about it; leave it out of the "
                               "layers.")
-        inputs[name], outputs[name] = _eigenvectors(found.a), _eigenvectors(found.delta)
-    turned = {name: TwoSided(inputs[name], outputs[name]) for name in moments}
-    return Kronecker(_mean_squares(among or [learner], songs, turned, progress), inputs, outputs)
+        basis[f'inputs.{name}'], basis[f'outputs.{name}'] = _eigenvectors(found.a), _eigenvectors(found.delta)
+    return basis
 
 
 def _eigenvectors(second: torch.Tensor) -> torch.Tensor:
@@ -170,19 +194,31 @@ def _eigenvectors(second: torch.Tensor) -> torch.Tensor:
     return vectors.to(second)
 
 
-def _grouped(songs: Songs) -> tp.List[Songs]:
+def _left(songs: Songs, done: int, progress: Progress) -> tp.Iterator[tp.Tuple[int, Songs]]:
+    """Groups of the songs after the first `done`, each with how many songs are past with it."""
+    groups, past = [*grouped(songs[:done]), *grouped(songs[done:])], 0
+    for group in progress(groups):
+        past += len(group)
+        if past > done:
+            yield past, group
+
+
+def grouped(songs: Songs) -> tp.List[Songs]:
+    """Songs whose whole gradients are held at once."""
     return [songs[first:first + TOGETHER] for first in range(0, len(songs), TOGETHER)]
 
 
-def _mean_squares(learners: tp.Sequence[Learner], songs: Songs, reducers: tp.Mapping[str, tp.Any],
-                  progress: Progress) -> Tensors:
-    total: Tensors = {}
-    for group in progress(_grouped(songs)):
-        for learner in learners:
-            for name, gradients in song_gradients(learner, group, reducers).items():  # [n, o, i]
+def _mean_squares(learner: Learner, among: tp.Sequence[Learner], songs: Songs, reducers: tp.Mapping[str, tp.Any],
+                  progress: Progress, partial: Partial) -> Tensors:
+    done, sums = partial.read('squares')
+    total = {name: kept.to(learner.weight(name).device) for name, kept in sums.items()}
+    for past, group in _left(songs, done, progress):
+        for one in among:
+            for name, gradients in song_gradients(one, group, reducers).items():  # [n, o, i]
                 squares = gradients.float().square_().sum(0)
                 total[name] = squares if name not in total else total[name].add_(squares)
-    return {name: value / (len(songs) * len(learners)) for name, value in total.items()}
+        partial.offer('squares', past, lambda: total)
+    return {name: value / (len(songs) * len(among)) for name, value in total.items()}
 
 
 def song_gradients(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any]) -> Tensors:

@@ -12,10 +12,11 @@ from ..errors import LuminaError
 from ..hashing import state_hash
 from ..store import FingerprintStore
 from .embeddings import Sound
-from .fisher import Adam, Fisher, Identity, Learner, adam_fisher, diagonal_fisher, kronecker_fisher
+from .fisher import STAGES, Adam, Fisher, Identity, Learner, adam_fisher, diagonal_fisher, kronecker_fisher
 from .kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses, songs_hash
 from .masks import MaskedSong, Piece, WholeSong
 from .moments import second_moments
+from .partial import Partial
 from .recipe import UnlearningRecipe
 from .scoring import FloatArray, Unlearner
 from .sketches import Sketcher, Sketches, half, load_sketches, save_sketches
@@ -137,6 +138,8 @@ class Subject(abc.ABC):
                given: tp.Optional[Path] = None) -> Fisher:
         """Fisher information: what is kept beside the checkpoint, else computed and kept.
 
+        A pass that was stopped goes on where its sums were last written.
+
         Args:
             given (Path, optional): A file of it to use; refused where it is of anything else.
         """
@@ -148,18 +151,22 @@ class Subject(abc.ABC):
         path = path_of(self.folder, facts) if given is None else given
         if path.is_file() or given is not None:
             return load_fisher(path, facts)
-        found: Fisher
+        partial = Partial(path, facts)
+        found = self._computed(recipe, learner, songs, progress, partial)
+        save_fisher(path, found, facts)
+        partial.remove(*STAGES)
+        return found
+
+    def _computed(self, recipe: UnlearningRecipe, learner: tp.Any, songs: tp.Sequence[tp.Any], progress: Progress,
+                  partial: Partial) -> Fisher:
         if recipe.fisher == Adam.kind:
             if self.state is not None:
                 raise LuminaError("The optimizer's moments are those of the last checkpoint; use the diagonal Fisher "
                                   "for an earlier one.")
-            found = adam_fisher(learner, second_moments(self.folder / 'checkpoint.th', self.module))
-        else:
-            make = diagonal_fisher if recipe.fisher == 'diagonal' else kronecker_fisher
-            found = make(learner, songs, lambda groups: progress(groups, f'Fisher information, {recipe.fisher}'),
-                         self.timesteps(learner, recipe))
-        save_fisher(path, found, facts)
-        return found
+            return adam_fisher(learner, second_moments(self.folder / 'checkpoint.th', self.module))
+        make = diagonal_fisher if recipe.fisher == 'diagonal' else kronecker_fisher
+        return make(learner, songs, lambda groups: progress(groups, f'Fisher information, {recipe.fisher}'),
+                    self.timesteps(learner, recipe), partial)
 
     def unlearner(self, recipe: UnlearningRecipe, progress: Progress, fisher: tp.Optional[Path] = None,
                   batch_size: int = 8) -> Unlearner:
