@@ -8,16 +8,22 @@ import shutil
 import numpy as np
 import pytest
 
+from lumina_plugin.channels import resolve_blocks
 from lumina_plugin.cli import main
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.store import FingerprintStore
 from lumina_plugin.unlearning import grid as module
 from lumina_plugin.unlearning.attribute import attribute, shortlists
 from lumina_plugin.unlearning.bench import MusicGenBench
+from lumina_plugin.unlearning.diffusion import LAYER_GROUPS
+from lumina_plugin.unlearning.fisher_report import GROUPS, group_of
+from lumina_plugin.unlearning.kept import load_fisher, path_of
 from lumina_plugin.unlearning.opened import open_subject
 from lumina_plugin.unlearning.recipe import unlearning_recipe
 
 from .test_unlearn_compare import suite  # noqa: F401 (a fixture)
+from .tiny import build_lm
+from .tiny_dit import tiny_dit
 
 
 @pytest.fixture
@@ -27,16 +33,61 @@ def run(project, tmp_path):
     return shutil.copytree(project.folder(), tmp_path / 'xps' / project.folder().name, ignore=leave)
 
 
-def test_the_fisher_is_made_once(run, capsys):
-    main(['unlearn', 'fisher', str(run)])
+def test_the_fisher_is_made_once(run, tmp_path, capsys):
+    argv = ['unlearn', 'fisher', str(run), '--out', str(tmp_path / 'out')]
+    main(argv)
     told = capsys.readouterr().out
     assert 'kronecker Fisher information of 6 songs for all' in told and 'Kept: ' in told
-    kept = {path: path.stat().st_mtime_ns for path in (run / 'fisher').iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (run / 'fisher').glob('*.safetensors')}
     assert len(kept) == 2  # and the songs' losses
-    main(['unlearn', 'fisher', str(run)])
-    assert {path: path.stat().st_mtime_ns for path in (run / 'fisher').iterdir()} == kept
-    main(['unlearn', 'fisher', str(run), '--set', 'fisher=adam', '--set', 'layers=M'])
+    main(argv)
+    assert {path: path.stat().st_mtime_ns for path in (run / 'fisher').glob('*.safetensors')} == kept
+    main([*argv, '--set', 'fisher=adam', '--set', 'layers=M'])
     assert 'adam Fisher information of 6 songs for M' in capsys.readouterr().out
+
+
+def test_the_fisher_is_told_layer_by_layer(run, tmp_path, capsys):
+    main(['unlearn', 'fisher', str(run), '--out', str(tmp_path), '--set', 'fisher=diagonal', '--set', 'damping=0.5'])
+    told, folder = capsys.readouterr().out, tmp_path / 'fisher'
+    found, text = json.loads((folder / 'fisher.json').read_text()), (folder / 'fisher.md').read_text()
+    subject = open_subject(run)
+    recipe = unlearning_recipe('default', fisher='diagonal', damping=0.5)
+    learner = subject.learner(recipe)
+    fisher = load_fisher(path_of(run, subject.facts(recipe)), subject.facts(recipe))
+    assert [layer['name'] for layer in found['layers']] == list(learner.blocks)  # the model's order
+    for layer in found['layers']:
+        values = fisher.values[layer['name']].double()
+        assert layer['weights'] == values.numel() and layer['largest'] == float(values.max())
+        assert layer['mean'] == pytest.approx(float(values.mean()))
+        assert layer['effective'] == pytest.approx(float(values.sum() ** 2 / (values ** 2).sum()))
+        assert layer['below'] == pytest.approx(float((values < found['damping']).double().mean()))
+        assert layer['name'] in text and f"{layer['mean']:.3g}" in text
+    assert found['damping'] == pytest.approx(0.5 * fisher.mean)
+    for rows in (found['layers'], found['groups']):
+        assert sum(row['share'] for row in rows) == pytest.approx(1)
+        assert sum(row['weights'] for row in rows) == sum(values.numel() for values in fisher.values.values())
+    output = np.sort(np.concatenate([fisher.values[name].numpy().ravel() for name in learner.blocks
+                                     if name.startswith('linears')]))
+    line = found['spectra']['output linears']
+    np.testing.assert_allclose(line['value'], [output[-int(rank)] for rank in line['rank']])
+    assert line['rank'][0] == 1 and line['rank'][-1] == len(output)
+    assert 'output linears' in told and f'Written: {folder}/fisher.md' in told
+    assert (folder / 'fisher.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_nothing_is_told_of_no_information(run, tmp_path, capsys):
+    main(['unlearn', 'fisher', str(run), '--out', str(tmp_path / 'out'), '--set', 'fisher=identity'])
+    assert 'Written' not in capsys.readouterr().out and not (tmp_path / 'out').exists()
+
+
+def test_every_weight_has_a_line_of_the_picture():
+    models = (build_lm(), build_lm(fuse='cross'))
+    names = [block.name for lm in models for block in resolve_blocks(lm, ['all'])]
+    dit = tiny_dit().denoiser
+    for group in LAYER_GROUPS.values():
+        names += [block.name for block in resolve_blocks(dit, [group])]
+    assert {group_of(name) for name in names} == set(GROUPS) - {'other'}
+    assert group_of('linears.0.weight') == group_of('transformer.proj_out.weight') == 'output linears'
 
 
 def test_a_recording_is_attributed_and_what_is_finished_is_read(run, project, tmp_path, capsys, monkeypatch):
@@ -167,7 +218,7 @@ def test_bad_input_is_told_in_a_sentence(argv, told, project, tmp_path, capsys):
 
 def test_anothers_fisher_file_is_refused(run, project, tmp_path):
     subject = open_subject(run)
-    main(['unlearn', 'fisher', str(run), '--checkpoint', 'epoch-0002'])
+    main(['unlearn', 'fisher', str(run), '--checkpoint', 'epoch-0002', '--out', str(tmp_path)])
     file = next(path for path in (run / 'fisher').iterdir() if path.name.startswith('kronecker'))
     with pytest.raises(LuminaError, match='another checkpoint'):
         attribute(subject, unlearning_recipe('default'), subject.pieces([project.root / 'songs' / 'song-1.wav']),

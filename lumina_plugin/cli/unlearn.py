@@ -111,17 +111,19 @@ def _axis(text: str) -> tp.Tuple[str, tp.List[tp.Any]]:
 
 @unlearn_app.command('fisher')
 def fisher(
-    model: Model, recipe: RecipeName = 'default', settings: Settings = None,
+    model: Model, out: Out = OUT, recipe: RecipeName = 'default', settings: Settings = None,
     checkpoint: Checkpoint = None,
     device: Device = None,
 ) -> None:
     """Go over the songs once: which weights they hold on to, and how well the model knows each of them.
 
-    Both are kept beside the checkpoint, in `fisher/` of the run's folder; every other command uses them.
+    Both are kept beside the checkpoint, in `fisher/` of the run's folder; every other command uses them. Writes
+    fisher.md, fisher.json and fisher.png. Called again it goes on where it was stopped.
     """
     import time
 
     from ..prepared import progress_bar
+    from ..unlearning import fisher_report as module
     from ..unlearning.kept import path_of
     from ..unlearning.opened import open_subject
     subject = open_subject(model, device, checkpoint)
@@ -132,8 +134,13 @@ def fisher(
     numbers = sum(tensor.numel() for tensor in found.fisher.tensors().values())
     print(f'{chosen.fisher} Fisher information of {len(subject.songs)} songs for {chosen.layers}: {numbers:,} numbers, '
           f'mean {found.fisher.mean:.3g}, in {seconds:.1f} s')
-    if chosen.fisher != 'identity':
-        print(f'Kept: {path_of(subject.folder, subject.facts(chosen))}')
+    if chosen.fisher == 'identity':
+        return  # which holds nothing: there is nothing to tell of it
+    kept = path_of(subject.folder, subject.facts(chosen))
+    told = module.report(found.fisher, found.learner.blocks, chosen, subject.folder.name, len(subject.songs), str(kept))
+    folder = module.save_report(out, told)
+    print(f'Kept: {kept}\n\n{module.summary(told)}')
+    print(f'Written: {folder}/fisher.md, fisher.json, fisher.png')
 
 
 @unlearn_app.command('attribute')
