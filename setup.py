@@ -26,6 +26,7 @@ REQUIRED = [
     'av>=14,<19',                   # reads what soundfile cannot (m4a, video)
     'diffusers>=0.42,<0.43',        # Stable Audio's classes (lumina_plugin.dit)
     'dora-search>=0.1.12,<1',
+    'filelock>=3.20,<5',            # processes that want the same Fisher information
     'flashy>=0.0.2,<1',
     'gradio>=6.31,<7',              # `lumina demo`; tabs that wrap in a narrow window
     'hydra-core>=1.3.2,<1.4',

@@ -1,10 +1,17 @@
 """A pass for Fisher information that was stopped: it goes on, and ends where one that was not ends."""
 
+import multiprocessing
+import os
+import signal
+
+import numpy as np
 import pytest
 import torch
 
+from lumina_plugin.errors import LuminaError
 from lumina_plugin.fingerprint import Song
 from lumina_plugin.prepared import progress_bar
+from lumina_plugin.unlearning import kept
 from lumina_plugin.unlearning import partial as module
 from lumina_plugin.unlearning.diffusion import DiffusionSubject
 from lumina_plugin.unlearning.fisher import diagonal_fisher, kronecker_fisher
@@ -105,13 +112,13 @@ def test_sums_are_written_when_it_is_time_to_and_seldom_where_that_takes_long(tm
     monkeypatch.setattr(Partial, 'write', slow)
     for took[0], expected in ((1., [60., 121., 182.]), (10., [60., 270., 480.])):
         written, clock[0] = [], 0.
-        kept = Partial(tmp_path / 'f.safetensors')
+        sums = Partial(tmp_path / 'f.safetensors')
         while clock[0] < 500.:
-            kept.offer('squares', 1, dict)
+            sums.offer('squares', 1, dict)
             clock[0] += 1.
         assert written[:3] == pytest.approx(expected, abs=2.)
-    written, kept = [], Partial(None, every=0)
-    kept.offer('squares', 1, dict)
+    written, sums = [], Partial(None, every=0)
+    sums.offer('squares', 1, dict)
     assert not written
 
 
@@ -139,8 +146,70 @@ def test_a_run_keeps_sums_until_its_fisher_is_whole(which, kind, request, monkey
     whole = subject._computed(recipe, learner, songs, progress_bar, Partial())
     with pytest.raises(KeyboardInterrupt):
         subject.fisher(recipe, learner, songs, Stopped(2 if kind == 'diagonal' else 5))
-    assert {path.suffix for path in folder.iterdir() if path.name[0] != '.'} == {'.partial'}
+    assert list(folder.glob('*.partial')) and not list(folder.glob('*.safetensors'))
     counted = Counted(learner)
     same(subject.fisher(recipe, counted, songs, progress_bar), whole)
-    assert [path.suffix for path in folder.iterdir() if path.name[0] != '.'] == ['.safetensors']
+    assert [path.suffix for path in folder.iterdir()] == ['.safetensors']
     assert counted.examples == {'musicgen': 2, 'diffusion': 0}[which]  # the last group; draws are learners of their own
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+FORK = multiprocessing.get_context('fork')  # so that all have the same model
+
+
+def ask(subject, waiting, found):
+    """Ask for Fisher information; whoever computes it does not end before somebody waits for it."""
+    kept.logger.info = lambda *_: waiting.set()
+    computed = []
+
+    def progress(groups, label):
+        computed.append(label)
+        assert waiting.wait(60)
+        return groups
+    recipe = unlearning_recipe('default', fisher='diagonal', layers='M')
+    fisher = subject.fisher(recipe, subject.learner(recipe), subject.songs_of(recipe), progress)
+    found.put((len(computed), {name: tensor.numpy() for name, tensor in fisher.tensors().items()}))
+
+
+def test_one_process_computes_and_the_others_wait(musicgen, monkeypatch):
+    monkeypatch.setattr(kept, 'POLL', 0.01)
+    waiting, found = FORK.Event(), FORK.Queue()
+    processes = [FORK.Process(target=ask, args=(musicgen, waiting, found)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    told = [found.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sorted(count for count, _ in told) == [0, 0, 1]
+    for _, tensors in told:
+        assert all(np.array_equal(tensor, told[0][1][name]) for name, tensor in tensors.items())
+    assert [path.suffix for path in (musicgen.folder / 'fisher').iterdir()] == ['.safetensors']  # no lock is left
+
+
+def die_alone(path):
+    with kept.alone(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_holder_blocks_nobody(musicgen):
+    recipe = unlearning_recipe('default', fisher='diagonal', layers='M')
+    path = kept.path_of(musicgen.folder, musicgen.facts(recipe))
+    process = FORK.Process(target=die_alone, args=(path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and not path.exists()
+    musicgen.fisher(recipe, musicgen.learner(recipe), musicgen.songs_of(recipe), progress_bar)
+    assert path.is_file()
+
+
+def test_a_file_system_without_locks_or_room_is_told(tmp_path, monkeypatch, caplog):
+    def refuse(self, **_):
+        raise NotImplementedError
+    (tmp_path / 'file').touch()
+    with pytest.raises(LuminaError, match='Cannot write into .*file/fisher'), kept.alone(tmp_path / 'file/fisher/x'):
+        pass
+    monkeypatch.setattr(kept.FileLock, 'acquire', refuse)
+    with kept.alone(tmp_path / 'fisher' / 'x.safetensors'):
+        assert 'knows no locks' in caplog.text

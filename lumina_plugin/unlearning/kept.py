@@ -1,5 +1,6 @@
 """Fisher information on disk, beside the checkpoint that it is of; that of another checkpoint is refused."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 import safetensors.torch
+from filelock import FileLock, Timeout
 
 from ..atomic import write_atomic
 from ..errors import LuminaError
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 'lumina-fisher-2'
 FOLDER = 'fisher'
+POLL = 0.5  # seconds between two looks at whether another process is done
 
 
 def facts_of(kind: str, layers: str, objective: str, state: str, songs: str,
@@ -61,6 +64,37 @@ def path_of(folder: Path, facts: tp.Mapping[str, tp.Any]) -> Path:
     """Where Fisher information with these facts lies below a run's folder."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return folder / FOLDER / f"{facts['kind']}-{digest}.safetensors"
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> tp.Iterator[None]:
+    """Keep other processes that want to make the same file waiting; whoever waited looks for it again.
+
+    The lock is the operating system's, so that it ends with its holder, however that ends.
+
+    Raises:
+        LuminaError: where nothing can be written.
+    """
+    lock = FileLock(path.parent / f'.{path.name}.lock')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("Another process makes %s; waiting for it.", path)
+            lock.acquire(poll_interval=POLL)
+    except NotImplementedError:
+        logger.warning("The file system of %s knows no locks: processes that want the same file each make it.",
+                       path.parent)
+    except OSError as error:
+        raise LuminaError(f"Cannot write into {path.parent} ({error.strerror}); make it writable.") from None
+    try:
+        yield
+    finally:
+        if path.is_file():  # nobody will make it again
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def save_fisher(path: Path, fisher: Fisher, facts: tp.Mapping[str, tp.Any]) -> Path:

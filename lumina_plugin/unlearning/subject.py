@@ -13,7 +13,7 @@ from ..hashing import state_hash
 from ..store import FingerprintStore
 from .embeddings import Sound
 from .fisher import STAGES, Adam, Fisher, Identity, Learner, adam_fisher, diagonal_fisher, kronecker_fisher
-from .kept import facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses, songs_hash
+from .kept import alone, facts_of, load_fisher, load_losses, path_of, save_fisher, save_losses, songs_hash
 from .masks import MaskedSong, Piece, WholeSong
 from .moments import second_moments
 from .partial import Partial
@@ -138,7 +138,8 @@ class Subject(abc.ABC):
                given: tp.Optional[Path] = None) -> Fisher:
         """Fisher information: what is kept beside the checkpoint, else computed and kept.
 
-        A pass that was stopped goes on where its sums were last written.
+        A pass that was stopped goes on where its sums were last written. Of several processes one makes it, and the
+        others wait.
 
         Args:
             given (Path, optional): A file of it to use; refused where it is of anything else.
@@ -151,10 +152,13 @@ class Subject(abc.ABC):
         path = path_of(self.folder, facts) if given is None else given
         if path.is_file() or given is not None:
             return load_fisher(path, facts)
-        partial = Partial(path, facts)
-        found = self._computed(recipe, learner, songs, progress, partial)
-        save_fisher(path, found, facts)
-        partial.remove(*STAGES)
+        with alone(path):
+            if path.is_file():  # another process has made it meanwhile
+                return load_fisher(path, facts)
+            partial = Partial(path, facts)
+            found = self._computed(recipe, learner, songs, progress, partial)
+            save_fisher(path, found, facts)
+            partial.remove(*STAGES)
         return found
 
     def _computed(self, recipe: UnlearningRecipe, learner: tp.Any, songs: tp.Sequence[tp.Any], progress: Progress,
@@ -177,8 +181,11 @@ class Subject(abc.ABC):
         path = path_of(self.folder, facts)
         known: tp.Optional[FloatArray] = load_losses(path, facts)
         if known is None:
-            known = found.before(lambda some: progress(list(some), 'losses of the songs'))
-            save_losses(path, known, facts)
+            with alone(path):
+                known = load_losses(path, facts)  # another process may have made them meanwhile
+                if known is None:
+                    known = found.before(lambda some: progress(list(some), 'losses of the songs'))
+                    save_losses(path, known, facts)
         found.known_before(known)
         return found
 
