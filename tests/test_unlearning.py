@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lumina_plugin.channels import Block
 from lumina_plugin.conditions import attributes_for
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.gradients import Example, GradientModel
 from lumina_plugin.recipe import get_recipe
+from lumina_plugin.unlearning import fisher as module
 from lumina_plugin.unlearning.attribute import shortlists
 from lumina_plugin.unlearning.fisher import Diagonal, Identity, adam_fisher, diagonal_fisher, kronecker_fisher
 from lumina_plugin.unlearning.masks import Piece
@@ -342,3 +344,65 @@ def test_a_shortlist_adds_what_it_is_given(lm):
     assert both[0] == 19 and both[1:] == list(range(9))
     with pytest.raises(LuminaError, match='no fingerprint of song-20'):
         shortlists(Ranks(), MusicGenSubject(Path('nowhere'), lm, None, [Piece('song-20', [])]), [Piece('query', [])])
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+class Weights:
+    """A learner of weights of some shapes, as far as is asked for what memory holds."""
+
+    def __init__(self, shapes):
+        self.blocks = {f'{place}': Block(f'{place}', out, into, f'{place}') for place, (out, into) in enumerate(shapes)}
+        self.bytes = sum(4 * out * into for out, into in shapes)
+
+
+@given(shapes=st.lists(st.tuples(st.integers(1, 60_000), st.integers(1, 60_000)), min_size=1, max_size=5),
+       songs=st.integers(1, 30), budget=st.integers(1, 2 ** 34))
+def test_as_many_songs_at_once_as_memory_holds_gradients_for(shapes, songs, budget):
+    learner = Weights(shapes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, 'GRADIENTS_BYTES', budget)
+        groups = module.grouped(learner, list(range(songs)))
+    assert [song for group in groups for song in group] == list(range(songs))
+    sizes = [len(group) for group in groups]
+    assert max(sizes) == 1 or max(sizes) * learner.bytes <= budget
+    room = min(module.TOGETHER, songs)  # it holds no fewer than would fit
+    assert max(sizes) == room or (max(sizes) + 1) * learner.bytes > budget
+
+
+def test_of_musicgen_medium_one_song_is_held():
+    """48 layers of 1,536 features, each of four attention matrices and two four times as wide; four output linears."""
+    learner = Weights([(12 * 1536, 1536)] * 48 + [(2048, 1536)] * 4)
+    assert [len(group) for group in module.grouped(learner, [1, 2, 3])] == [1, 1, 1]
+
+
+@pytest.mark.parametrize('budget', [1, 3])
+def test_gradients_are_the_same_however_few_are_held(lm, songs, monkeypatch, budget):
+    """Of songs of two chunks; no pass gives more gradients than the budget holds."""
+    songs = [Piece(one.id, [*one.examples, *other.examples]) for one, other in zip(songs[:3], songs[3:], strict=True)]
+    learner, recipe = learner_of(lm), unlearning_recipe('default', fisher='diagonal', relative=1e-3)
+    make = (diagonal_fisher, kronecker_fisher)
+    whole = [one(learner, songs).tensors() for one in make]
+    fisher = diagonal_fisher(learner, songs)
+    flat = Unlearner(learner, fisher, songs, recipe).linearised(songs[:2])
+    gradient = 4 * sum(block.out_features * block.in_features for block in learner.blocks.values())
+    monkeypatch.setattr(module, 'GRADIENTS_BYTES', budget * gradient)
+    monkeypatch.setattr('lumina_plugin.unlearning.scoring.MODELS_BYTES', 1)
+    asked, batches = [], learner.batches
+
+    def counted(examples, reducers):
+        for index, gradients in batches(examples, reducers):
+            asked.extend([len(index)] if next(iter(gradients.values())).dim() == 3 else [])  # not of moments
+            yield index, gradients
+    learner.batches = counted
+    np.testing.assert_allclose(Unlearner(learner, fisher, songs, recipe).linearised(songs[:2]), flat, rtol=1e-3,
+                               atol=1e-9)
+    assert asked and max(asked) <= budget
+    diagonal = diagonal_fisher(learner, songs).tensors()
+    for name, tensor in whole[0].items():
+        torch.testing.assert_close(diagonal[name], tensor, rtol=1e-3, atol=1e-10)
+    kronecker = kronecker_fisher(learner, songs).tensors()
+    for name, tensor in whole[1].items():  # their eigenvectors may differ in sign
+        if name.startswith('values'):
+            assert float(kronecker[name].sum()) == pytest.approx(float(tensor.sum()), rel=1e-3)
+    assert max(asked) <= budget

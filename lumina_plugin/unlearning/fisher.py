@@ -24,7 +24,8 @@ from .partial import Partial
 Tensors = tp.Dict[str, torch.Tensor]  # by block name
 Songs = tp.Sequence[tp.Any]  # of a catalogue: each has an `id` and `examples`
 Progress = tp.Callable[[tp.Sequence[Songs]], tp.Iterable[Songs]]
-TOGETHER = 4  # songs whose whole gradients are held at once
+TOGETHER = 4  # songs whose whole gradients are held at once, at most
+GRADIENTS_BYTES = 2 * 2 ** 30  # of songs' whole gradients that are held at once, and as much again of a pass' examples
 STAGES = ('moments', 'basis', 'squares')  # of what is kept while Fisher information is computed
 
 
@@ -174,7 +175,7 @@ def _basis(learner: Learner, songs: Songs, progress: Progress, partial: Partial)
         device = learner.weight(name).device
         found.a, found.delta = (None if kept is None else kept.to(device)
                                 for kept in (sums.get(f'a.{name}'), sums.get(f'delta.{name}')))
-    for past, group in _left(songs, done, progress):
+    for past, group in _left(learner, songs, done, progress):
         for _ in learner.batches([example for song in group for example in song.examples], moments):
             pass
         partial.offer('moments', past, lambda: {
@@ -194,25 +195,31 @@ def _eigenvectors(second: torch.Tensor) -> torch.Tensor:
     return vectors.to(second)
 
 
-def _left(songs: Songs, done: int, progress: Progress) -> tp.Iterator[tp.Tuple[int, Songs]]:
+def _left(learner: Learner, songs: Songs, done: int, progress: Progress) -> tp.Iterator[tp.Tuple[int, Songs]]:
     """Groups of the songs after the first `done`, each with how many songs are past with it."""
-    groups, past = [*grouped(songs[:done]), *grouped(songs[done:])], 0
+    groups, past = [*grouped(learner, songs[:done]), *grouped(learner, songs[done:])], 0
     for group in progress(groups):
         past += len(group)
         if past > done:
             yield past, group
 
 
-def grouped(songs: Songs) -> tp.List[Songs]:
-    """Songs whose whole gradients are held at once."""
-    return [songs[first:first + TOGETHER] for first in range(0, len(songs), TOGETHER)]
+def grouped(learner: Learner, songs: Songs) -> tp.List[Songs]:
+    """Songs whose whole gradients are held at once: as many as `GRADIENTS_BYTES` hold, at least one."""
+    size = min(TOGETHER, _held(learner))
+    return [songs[first:first + size] for first in range(0, len(songs), size)]
+
+
+def _held(learner: Learner) -> int:
+    """How many whole gradients fit, at least one."""
+    return max(1, GRADIENTS_BYTES // (4 * sum(b.out_features * b.in_features for b in learner.blocks.values())))
 
 
 def _mean_squares(learner: Learner, among: tp.Sequence[Learner], songs: Songs, reducers: tp.Mapping[str, tp.Any],
                   progress: Progress, partial: Partial) -> Tensors:
     done, sums = partial.read('squares')
     total = {name: kept.to(learner.weight(name).device) for name, kept in sums.items()}
-    for past, group in _left(songs, done, progress):
+    for past, group in _left(learner, songs, done, progress):
         for one in among:
             for name, gradients in song_gradients(one, group, reducers).items():  # [n, o, i]
                 squares = gradients.float().square_().sum(0)
@@ -222,15 +229,21 @@ def _mean_squares(learner: Learner, among: tp.Sequence[Learner], songs: Songs, r
 
 
 def song_gradients(learner: Learner, songs: Songs, reducers: tp.Mapping[str, tp.Any]) -> Tensors:
-    """Gradients of songs, each the mean over its examples weighted by what counts in them: by block, [n, o', i']."""
+    """Gradients of songs, each the mean over its examples weighted by what counts in them: by block, [n, o', i'].
+
+    Passes are of so few examples that their gradients fit in `GRADIENTS_BYTES`, at least of one.
+    """
     read = [list(song.examples) for song in songs]
     flat = [(row, example) for row, examples in enumerate(read) for example in examples]
     totals = [sum(example.weight for example in examples) for examples in read]
     sums: Tensors = {}
-    for batch, gradients in learner.batches([example for _, example in flat], reducers):
-        parts = [flat[index] for index in batch]
-        add_to_songs(sums, gradients, [row for row, _ in parts],
-                     [example.weight / totals[row] for row, example in parts], len(songs))
+    size = _held(learner)
+    for first in range(0, len(flat), size):
+        some = flat[first:first + size]
+        for batch, gradients in learner.batches([example for _, example in some], reducers):
+            parts = [some[index] for index in batch]
+            add_to_songs(sums, gradients, [row for row, _ in parts],
+                         [example.weight / totals[row] for row, example in parts], len(songs))
     return sums
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ..capture import full_gradient
 from ..errors import LuminaError
-from .fisher import TOGETHER, Fisher, Learner, Tensors, song_gradients
+from .fisher import Fisher, Learner, Tensors, grouped, song_gradients
 from .recipe import UnlearningRecipe
 from .step import SIGN, Forgotten, forget
 
@@ -101,15 +101,23 @@ class Unlearner:
         if self.recipe.reading != self.recipe.objective:
             raise LuminaError(f"The linearisation is of the loss that is driven up ({self.recipe.objective}); read the "
                               "same, or leave the linearisation out.")
+        together = self._together()
+        return np.concatenate([self._linearised(queries[first:first + together], progress)
+                               for first in range(0, len(queries), together)])
+
+    def _linearised(self, queries: tp.Sequence[tp.Any], progress: Progress) -> FloatArray:
+        """Those of as many queries as memory holds steps for."""
         steps = [self.forget_once(query) for query in queries]
-        joined = {name: torch.stack([step[name].flatten() for step in steps]) for name in steps[0]}  # [Q, o * i]
-        found = np.zeros((len(queries), len(self.songs)))
+        joined = {name: torch.stack([step.pop(name).flatten() for step in steps])  # [Q, o * i]
+                  for name in self.learner.blocks}
+        columns = []
         reducers = {name: full_gradient for name in self.learner.blocks}
-        for first in progress(range(0, len(self.songs), TOGETHER)):
-            gradients = song_gradients(self.learner, self.songs[first:first + TOGETHER], reducers)  # [n, o, i]
-            for name, gradient in gradients.items():
-                found[:, first:first + TOGETHER] += (joined[name] @ gradient.flatten(1).T).double().cpu().numpy()
-        return SIGN[self.recipe.objective] * found
+        for group in progress(grouped(self.learner, self.songs)):
+            found = np.zeros((len(queries), len(group)))
+            for name, gradient in song_gradients(self.learner, group, reducers).items():  # [n, o, i]
+                found += (joined[name] @ gradient.flatten(1).T).double().cpu().numpy()
+            columns.append(found)
+        return SIGN[self.recipe.objective] * np.concatenate(columns, axis=1)
 
     def forget_once(self, query: tp.Any) -> Tensors:
         """θ - θ0 of a single step, by block name."""

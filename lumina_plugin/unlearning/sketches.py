@@ -18,7 +18,7 @@ import torch
 from ..atomic import write_atomic
 from ..capture import full_gradient
 from ..projection import SparseSigns
-from .fisher import TOGETHER, Fisher, Learner, song_gradients
+from .fisher import Fisher, Learner, grouped, song_gradients
 from .recipe import UnlearningRecipe
 from .scoring import FloatArray
 
@@ -50,8 +50,8 @@ class Sketcher:
         """Sketches of songs or queries, [n, D] on the CPU."""
         reducers = {name: full_gradient for name in self.learner.blocks}
         found = []
-        for first in progress(range(0, len(pieces), TOGETHER)):
-            gradients = song_gradients(self.learner, pieces[first:first + TOGETHER], reducers)  # [n, o, i] each
+        for group in progress(grouped(self.learner, pieces)):
+            gradients = song_gradients(self.learner, group, reducers)  # [n, o, i] each
             seen = self.fisher.step(gradients, self.recipe.damping, self.recipe.power / 2)
             found.append(torch.stack([self._signs[name](one.flatten(1)) for name, one in seen.items()]).sum(0).cpu())
         return torch.cat(found)
