@@ -67,6 +67,33 @@ def test_the_fisher_is_a_mean_over_songs_and_timesteps(subject, dit):
                                rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.parametrize('kind', ['diagonal', 'kronecker'])
+def test_the_fisher_is_made_once_for_any_number_of_draws(subject, kind, monkeypatch):
+    few, many = (recipe_of(subject, fisher=kind, layers='M', draws=draws) for draws in (1, 6))
+    first = subject.unlearner(few, progress_bar)
+    monkeypatch.setattr('lumina_plugin.unlearning.subject.kronecker_fisher', None)
+    monkeypatch.setattr('lumina_plugin.unlearning.subject.diagonal_fisher', None)
+    second = subject.unlearner(many, progress_bar)
+    for name, tensor in first.fisher.tensors().items():
+        assert torch.equal(tensor, second.fisher.tensors()[name])
+    assert not np.allclose(first.before(), second.before())  # the losses are of each one's own draws
+
+
+def test_the_basis_is_of_all_draws_of_the_fisher(subject, dit):
+    """Second moments over both draws of what `proj_out` reads, by a hook of our own."""
+    recipe = recipe_of(subject, fisher='kronecker', layers='M', draws=1)
+    found = subject.unlearner(recipe, progress_bar).fisher
+    heard = []
+    hook = dit.transformer.proj_out.register_forward_pre_hook(lambda _, given: heard.append(given[0].detach()))
+    ask = DiffusionLoss(dit, 2, seed=subject.learner(recipe).recipe.projection.seed)
+    ask.at([example for song in subject.songs_of(recipe) for example in song.examples], [0, 1])
+    hook.remove()
+    features = torch.cat([one[:, 1:].flatten(0, 1) for one in heard]).double()  # what is prepended says nothing
+    basis = found.inputs['transformer.proj_out.weight'].double()
+    turned = basis.T @ features.T @ features @ basis
+    assert (turned - turned.diag().diag()).abs().max() < 1e-3 * turned.diag().max()
+
+
 @pytest.mark.parametrize('layers', LAYERS)
 def test_every_layer_group_moves_and_nothing_else_does(subject, dit, layers):
     recipe = recipe_of(subject, layers=layers, fisher='identity')

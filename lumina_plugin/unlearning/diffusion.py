@@ -96,7 +96,7 @@ class DiffusionSubject(Subject):
 
     def timesteps(self, learner: tp.Any, recipe: UnlearningRecipe) -> tp.Sequence[Learner]:
         """Its first draws, one by one."""
-        return [learner.at_draw(draw) for draw in range(min(recipe.fisher_draws, recipe.draws))]
+        return [learner.at_draw(draw) for draw in range(recipe.fisher_draws)]
 
     def masker(self, recipe: UnlearningRecipe) -> LatentMasker:
         return LatentMasker(self.dit, recipe.silence_db)

@@ -144,8 +144,8 @@ def diagonal_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
 
     Args:
         learner (Learner): Objective and weights. songs (sequence): Each the mean over its examples, by their weights.
-        among (sequence of Learner): Square the gradients of each of these and average them, as for the timesteps of a
-            diffusion; the learner itself unless given.
+        among (sequence of Learner): Ask each of these in place of the learner and average what they say, as for the
+            timesteps of a diffusion.
         partial (Partial, optional): Where sums are kept, and taken up after a stop; the caller removes `STAGES`.
     """
     reducers = {name: full_gradient for name in learner.blocks}
@@ -158,7 +158,7 @@ def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
     partial = partial or Partial()
     done, basis = partial.read('basis')
     if not done:
-        basis = _basis(learner, songs, progress, partial)
+        basis = _basis(learner, among or [learner], songs, progress, partial)
         partial.write('basis', len(songs), basis)
         partial.remove('moments')
     inputs = {name: basis[f'inputs.{name}'].to(learner.weight(name).device) for name in learner.blocks}
@@ -167,7 +167,8 @@ def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
     return Kronecker(_mean_squares(learner, among or [learner], songs, turned, progress, partial), inputs, outputs)
 
 
-def _basis(learner: Learner, songs: Songs, progress: Progress, partial: Partial) -> Tensors:
+def _basis(learner: Learner, among: tp.Sequence[Learner], songs: Songs, progress: Progress, partial: Partial
+           ) -> Tensors:
     """Eigenvectors of the second moments of each block's inputs and output gradients."""
     done, sums = partial.read('moments')
     moments = {name: Moments() for name in learner.blocks}
@@ -176,8 +177,10 @@ def _basis(learner: Learner, songs: Songs, progress: Progress, partial: Partial)
         found.a, found.delta = (None if kept is None else kept.to(device)
                                 for kept in (sums.get(f'a.{name}'), sums.get(f'delta.{name}')))
     for past, group in _left(learner, songs, done, progress):
-        for _ in learner.batches([example for song in group for example in song.examples], moments):
-            pass
+        examples = [example for song in group for example in song.examples]
+        for one in among:
+            for _ in one.batches(examples, moments):
+                pass
         partial.offer('moments', past, lambda: {
             f'{side}.{name}': second for name, found in moments.items()
             for side, second in (('a', found.a), ('delta', found.delta)) if second is not None})

@@ -129,10 +129,14 @@ class Subject(abc.ABC):
         """All that this checkpoint's Fisher information depends on."""
         extra: tp.Dict[str, tp.Any] = {'silence_db': recipe.silence_db} if recipe.mask == 'both' else {}
         if recipe.objective == 'v_objective':
-            extra.update(draws=recipe.draws, fisher_draws=recipe.fisher_draws)
+            extra.update(fisher_draws=recipe.fisher_draws)
         if self._hashes is None:  # of what a mask is made from, which need not be decoded for it
             self._hashes = state_hash(self.weights), songs_hash(self.songs)
         return facts_of(recipe.fisher, recipe.layers, recipe.objective, *self._hashes, extra)
+
+    def _facts_of_losses(self, recipe: UnlearningRecipe) -> tp.Dict[str, tp.Any]:
+        """The same of what is asked at all draws."""
+        return {**self.facts(recipe), **({'draws': recipe.draws} if recipe.objective == 'v_objective' else {})}
 
     def fisher(self, recipe: UnlearningRecipe, learner: tp.Any, songs: tp.Sequence[tp.Any], progress: Progress,
                given: tp.Optional[Path] = None) -> Fisher:
@@ -177,7 +181,7 @@ class Subject(abc.ABC):
         """All of it together, with the songs' losses before anything is unlearnt, which are kept as well."""
         learner, songs = self.learner(recipe, batch_size), self.songs_of(recipe)
         found = Unlearner(learner, self.fisher(recipe, learner, songs, progress, fisher), songs, recipe)
-        facts = {**self.facts(recipe), 'kind': 'losses', 'objective': recipe.reading, 'layers': ''}
+        facts = {**self._facts_of_losses(recipe), 'kind': 'losses', 'objective': recipe.reading, 'layers': ''}
         path = path_of(self.folder, facts)
         known: tp.Optional[FloatArray] = load_losses(path, facts)
         if known is None:
@@ -193,7 +197,7 @@ class Subject(abc.ABC):
         """What ranks songs by the first order of unlearning: kept beside the Fisher information, else made and kept."""
         recipe = unlearner.recipe
         sketcher = Sketcher(unlearner.learner, unlearner.fisher, recipe)
-        facts = {**self.facts(recipe), 'kind': 'sketches', 'fisher': recipe.fisher, **sketcher.facts}
+        facts = {**self._facts_of_losses(recipe), 'kind': 'sketches', 'fisher': recipe.fisher, **sketcher.facts}
         path = path_of(self.folder, facts)
         known = load_sketches(path, facts)
         if known is None:
