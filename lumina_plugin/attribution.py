@@ -14,6 +14,7 @@ from torch import nn
 from . import __version__, audio, statistics
 from .chance import Chance, OutsideSongs
 from .channel_verdict import known_verdict
+from .checkpoints import later_than, live_checkpoint, servable
 from .conditions import attributes_at, attributes_for
 from .errors import LuminaError
 from .fingerprint import Fingerprinter, Projections
@@ -36,8 +37,6 @@ from .store import GENERATION, RECORDING, CheckpointInfo, FingerprintStore, Kind
 from .tokens import CodeChunk, TokenizedAudio, Tokenizer
 
 logger = logging.getLogger(__name__)
-
-SERVABLE = 0.8  # of the songs must be fingerprinted at a checkpoint for it to serve while the others are waited for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +83,13 @@ class Attributor:
         recipe (Recipe, optional): Other scoring, gate or checkpoints than the store's own recipe; what changes a
             fingerprint must agree with the store.
         batch_size (int): Chunks per pass.
+        checkpoint (str, optional): That of the store whose weights the model has, where it is not the last: the later
+            ones had no part in this model, and are left out.
     Attributes:
         watch (callable): Called with (done, all) checkpoints of a pass while a query is compared; what it raises ends
             the work.
+        live (CheckpointInfo): The checkpoint whose weights the model has. checkpoints (list): Those that queries are
+            compared at.
     Raises:
         LuminaError: when store and model, codec or recipe do not belong together, with both hashes.
     """
@@ -94,7 +97,8 @@ class Attributor:
 
     def __init__(self, lm: nn.Module, codec: tp.Any, store: tp.Union[FingerprintStore, str, Path],
                  codec_id: str = 'codec', codec_hash: tp.Optional[str] = None, recipe: tp.Optional[Recipe] = None,
-                 batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None):
+                 batch_size: int = 8, autocast: tp.Optional[tp.Callable[[], tp.ContextManager]] = None,
+                 checkpoint: tp.Optional[str] = None):
         from .codec import codec_hash as hash_of
         self.store = store if isinstance(store, FingerprintStore) else FingerprintStore.open(store)
         self.lm, self.codec, self.codec_id = lm, codec, codec_id
@@ -103,8 +107,11 @@ class Attributor:
         self.batch_size, self.autocast = batch_size, autocast
         self.store.expect(codec_hash=self.codec_hash, model_config_hash=model_config_hash(lm),
                           recipe_hash=self.recipe.fingerprint_hash)
-        self._expect_model()
-        self.checkpoints = self._servable()
+        self._later = 0 if checkpoint is None else len(later_than(self.store, checkpoint))
+        served = servable(self.store, checkpoint)
+        self.live = live_checkpoint(self.store, lm, checkpoint)
+        self._waiting = served.waiting
+        self.checkpoints = served.checkpoints[-1:] if self.recipe.checkpoints == 'last' else served.checkpoints
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)
         self._fingerprinters = functools.lru_cache(maxsize=self._copies_that_fit())(self._fingerprinter)
         self._outside = OutsideSongs(self.store, self.checkpoints, self.recipe.gate.rate)
@@ -188,7 +195,7 @@ class Attributor:
                 other = schema.OtherReading(prompt_counted=self.recipe.mask_prompt, channels=bare)
         return schema.AttributionReport(
             lumina_version=__version__, query=self._query(phases[0], facts), channels=channels, other_reading=other,
-            channel_meaning=known_verdict(self.store), timings=timings, warnings=warnings,
+            channel_meaning=None if self._later else known_verdict(self.store), timings=timings, warnings=warnings,
             **self._provenance())
 
     def _compare(self, phases: tp.List[TokenizedAudio], attributes: tp.Any, masked: float,
@@ -310,19 +317,22 @@ class Attributor:
         identity = self.store.identity
         return dict(
             model=schema.Model(id=identity.model_id, config_hash=identity.model_config_hash,
-                               licence_note=identity.licence),
+                               licence_note=identity.licence,
+                               checkpoint=_recorded(self.live)),
             codec=schema.Codec(id=self.codec_id, hash=self.codec_hash),
             store=schema.Store(name=self.store.path.name, hash=self.store.hash, catalogue_hash=identity.catalogue_hash,
                                songs=len(next(iter(self._channels.values())).ids),
                                trained_on_hash=identity.trained_on_hash),
-            checkpoints=[schema.Checkpoint(name=c.name, epoch=c.epoch, model_hash=c.model_hash)
-                         for c in self.checkpoints],
+            checkpoints=[_recorded(one) for one in self.checkpoints],
             recipe=schema.RecipeRecord(name=self.recipe.name, hash=self.recipe.hash, keys=self.recipe.describe()))
 
     def warnings(self, kind: Kind = RECORDING) -> tp.List[str]:
         """What a reader must know before trusting the numbers of a query of this kind."""
         identity, by = self.store.identity, self._outside.kind_for(kind)
         found = []
+        if self._later:
+            found.append(f"The model has the weights of {self.live.name}: what its training came to later "
+                         f"({self._later} of the store's checkpoints) had no part in it and was not compared.")
         if by is None and self.recipe.gate.decides == 'calibrated':
             found.append(f"Chance was not measured ({self._outside.missing[RECORDING]}): the printed gate decides, "
                          "which lets music that owes nobody pay somebody; mend it by `lumina calibrate "
@@ -354,34 +364,6 @@ class Attributor:
         return found
 
     # -- loading --------------------------------------------------------------------------------------------------
-
-    def _expect_model(self) -> None:
-        """The live model must be one of the store's checkpoints; another training of the same shape is another."""
-        live, known = state_hash(self.lm.state_dict()), [info.model_hash for info in self.store.checkpoints]
-        if known and live not in known:
-            raise LuminaError(f"the store {self.store.path} was made with another model (store: {known[-1]}, yours: "
-                              f"{live}); load the model that it was made with, or fingerprint the catalogue again")
-
-    def _servable(self) -> tp.List[CheckpointInfo]:
-        """The checkpoints that queries are scored at: those that hold the same songs, as many as there are.
-
-        While a store takes new songs some checkpoints have them already and others do not. The ones that agree with
-        most others serve, and a warning counts the songs that wait.
-        """
-        enough = SERVABLE * self.store.manifest.tracks.count
-        finished = [checkpoint for checkpoint in self.store.checkpoints
-                    if checkpoint.complete or checkpoint.covered >= enough]
-        if not finished:
-            raise LuminaError(f"Store {self.store.path} holds no finished checkpoint; finish it with "
-                              "`lumina fingerprint` or `dora run ... execute_only=fingerprint`.")
-        groups: tp.Dict[tp.Tuple[str, ...], tp.List[CheckpointInfo]] = {}
-        for checkpoint in finished:
-            shards = self.store.iter_vectors(checkpoint.name, self.store.channels[0], partial=True)
-            groups.setdefault(tuple(track_id for names, _ in shards for track_id in names), []).append(checkpoint)
-        ids, agreed = max(groups.items(), key=lambda group: (len(group[1]), len(group[0])))
-        fingerprinted = [track for track in self.store.tracks if track.status == 'ok']
-        self._waiting = len(fingerprinted) - len(ids)
-        return agreed[-1:] if self.recipe.checkpoints == 'last' else agreed
 
     def _load_channel(self, channel: str) -> _Channel:
         """Songs are left in the store's mapped files; only what the scores keep of them is in memory."""
@@ -432,6 +414,10 @@ def fingerprinter_at(store: FingerprintStore, checkpoint: CheckpointInfo, lm: nn
                                                      fingerprinter.device)
     fingerprinter.projections = projections
     return fingerprinter
+
+
+def _recorded(checkpoint: CheckpointInfo) -> schema.Checkpoint:
+    return schema.Checkpoint(name=checkpoint.name, epoch=checkpoint.epoch, model_hash=checkpoint.model_hash)
 
 
 def _weights(store: FingerprintStore, checkpoint: CheckpointInfo, lm: nn.Module

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from . import audio
 from .atomic import writable_folder, write_atomic
 from .catalogue.build import find_recordings
+from .checkpoints import find_checkpoint
 from .errors import LuminaError
 from .provenance import report_sha256
 from .recipe import recipe_from_dict
@@ -62,11 +63,13 @@ class _Loaded:
     store: Path
     device: tp.Optional[str]
     threads: int
+    checkpoint: tp.Optional[str]
 
 
 def attribute_folder(folder: tp.Union[str, Path], out: tp.Union[str, Path], source: tp.Union[str, Path],
                      store: tp.Optional[tp.Union[str, Path]] = None, device: tp.Optional[str] = None, jobs: int = 1,
-                     by: By = 'recordings', progress: bool = True, studio: tp.Optional[Studio] = None) -> Batch:
+                     by: By = 'recordings', progress: bool = True, studio: tp.Optional[Studio] = None,
+                     checkpoint: tp.Optional[str] = None) -> Batch:
     """Attribute all recordings in and below a folder, and write `summary.html`, `.json` and `.csv` and `shares.csv`.
 
     A recording that is a generation of this model, with its report beside it, keeps that report: it is of the tokens
@@ -74,7 +77,7 @@ def attribute_folder(folder: tp.Union[str, Path], out: tp.Union[str, Path], sour
 
     Args:
         folder, out (path): Results go into `out/files/NAME-HASH/`, a report in all forms each.
-        source, store, device: As in `Studio`. jobs (int): Processes, each with a model of its own.
+        source, store, device, checkpoint: As in `Studio`. jobs (int): Processes, each with a model of its own.
         by (str): What counts the same in the summary: 'recordings' or 'seconds'.
         studio (Studio, optional): Of `source`, loaded already; used where `jobs` is 1.
     Raises:
@@ -88,15 +91,19 @@ def attribute_folder(folder: tp.Union[str, Path], out: tp.Union[str, Path], sour
         raise LuminaError(f"{folder} is no folder; name one with recordings.")
     path = Path(store) if store is not None else default_store(source)
     opened = FingerprintStore.open(path)
-    recipe_hash = recipe_from_dict(opened.identity.recipe).hash
+    keys = [opened.hash, recipe_from_dict(opened.identity.recipe).hash]
+    if checkpoint is not None:
+        chosen = find_checkpoint(opened, checkpoint)
+        checkpoint = chosen.name
+        keys.append(chosen.model_hash)
     found = [one for one in find_recordings(folder) if out.resolve() not in one.resolve().parents]
     if not found:
         raise LuminaError(f"There are no recordings in {folder}; name a folder that holds some.")
     writable_folder(out)
-    todo, left_out = _jobs(folder, found, out, opened.hash, recipe_hash, progress)
+    todo, left_out = _jobs(folder, found, out, keys, progress)
     entries = {job.name: entry for job in todo if (entry := _finished(job)) is not None}
     reused, rest = len(entries), [job for job in todo if job.name not in entries]
-    loaded = _Loaded(str(source), path, device, max(1, (os.cpu_count() or 1) // jobs))
+    loaded = _Loaded(str(source), path, device, max(1, (os.cpu_count() or 1) // jobs), checkpoint)
     with tqdm(total=len(todo), initial=reused, desc='attributing', unit='file', dynamic_ncols=True,
               disable=not progress) as bar:
         for job, result in _attributed(rest, loaded, min(jobs, max(1, len(rest))), studio):
@@ -124,7 +131,7 @@ def write_summary(summary: Summary, out: Path) -> Path:
 # -- what there is to do ------------------------------------------------------------------------------------------
 
 
-def _jobs(folder: Path, found: tp.Sequence[Path], out: Path, store_hash: str, recipe_hash: str, progress: bool
+def _jobs(folder: Path, found: tp.Sequence[Path], out: Path, keys: tp.Sequence[str], progress: bool
           ) -> tp.Tuple[tp.List[Job], tp.List[LeftOut]]:
     """One job per recording that can be opened and is no copy of one before it."""
     todo: tp.Dict[str, Job] = {}
@@ -141,7 +148,7 @@ def _jobs(folder: Path, found: tp.Sequence[Path], out: Path, store_hash: str, re
         if digest in todo:
             left_out.append(LeftOut(file=_text(name), reason=f'a copy of {_text(todo[digest].name)}, which counts'))
             continue
-        key = hashlib.sha256(f'{digest}/{store_hash}/{recipe_hash}'.encode()).hexdigest()[:16]
+        key = hashlib.sha256('/'.join([digest, *keys]).encode()).hexdigest()[:16]
         stem = re.sub(r'[^\w.-]+', '_', _text(path.stem))[:60].strip('._') or 'recording'
         todo[digest] = Job(path, _text(name), digest, homes.get(key, out / FILES / f'{stem}-{key}'))
     return list(todo.values()), left_out
@@ -210,7 +217,7 @@ def _attribute_here(loaded: _Loaded, job: Job) -> tp.Union[Entry, LeftOut]:
 @functools.lru_cache(maxsize=1)
 def _studio(loaded: _Loaded) -> Studio:
     """Model and store, loaded when the first recording asks for them, once per process."""
-    return Studio(loaded.source, loaded.store, device=loaded.device)
+    return Studio(loaded.source, loaded.store, device=loaded.device, checkpoint=loaded.checkpoint)
 
 
 def _attribute(studio: Studio, job: Job) -> tp.Union[Entry, LeftOut]:
@@ -241,5 +248,7 @@ def _own_report(studio: Studio, job: Job) -> tp.Optional[AttributionReport]:
     except LuminaError:
         return None
     same = (report.query.kind != 'file' and report.query.sha256 == job.sha256 and
-            report.store.hash == studio.store.hash and report.recipe.hash == studio.attributor.recipe.hash)
+            report.store.hash == studio.store.hash and report.recipe.hash == studio.attributor.recipe.hash and
+            (studio.checkpoint is None or report.model.checkpoint is not None and
+             report.model.checkpoint.name == studio.checkpoint))
     return report if same else None

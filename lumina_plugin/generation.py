@@ -92,7 +92,7 @@ def _record(studio: Studio, request: Request, signing: tp.Optional[Signing]) -> 
                                                    'seconds': prompt.seconds, 'offset': prompt.offset},
             'melody': None if request.melody is None else audio.file_sha256(request.melody),
             'signed_by': None if signing is None else audio.file_sha256(signing.certificate),
-            'model': studio.attributor.checkpoints[-1].model_hash, 'store': studio.store.hash,
+            'model': studio.attributor.live.model_hash, 'store': studio.store.hash,
             'recipe': studio.attributor.recipe.hash}
 
 

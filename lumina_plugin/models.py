@@ -186,9 +186,20 @@ def _run_weights(folder: Path) -> tp.Mapping[str, torch.Tensor]:
     last = folder / 'checkpoint.th'
     if not last.is_file():
         raise LuminaError(f"Run {folder.name} has no checkpoint yet; train it first with `dora run`.")
-    with _usable(str(last), "restore it from a backup, or train the run again with `dora run`"):
-        state = torch.load(last, map_location='cpu', weights_only=True)
-        return state['ema']['state']['model'] if state.get('ema') else state['model']
+    return training_weights(last)
+
+
+def training_weights(path: Path) -> tp.Mapping[str, torch.Tensor]:
+    """A model's weights in a training's `checkpoint.th`, as exports take them: of the EMA where there is one.
+
+    Raises:
+        LuminaError: when it cannot be read as one.
+    """
+    compat.install()
+    with _usable(str(path), "restore it from a backup, or train the run again with `dora run`"):
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        weights: tp.Mapping[str, torch.Tensor] = state['ema']['state']['model'] if state.get('ema') else state['model']
+        return weights
 
 
 def make_musicgen(kind: tp.Any, name: str, codec: tp.Any, lm: tp.Any, segment: float) -> tp.Any:

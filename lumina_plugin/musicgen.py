@@ -93,7 +93,7 @@ def _of(value: tp.Any, index: int, count: int, name: str) -> tp.Any:
 
 def attach(musicgen: tp.Any, store: tp.Union[AnyStore, tp.Sequence[AnyStore]], recipe: tp.Optional[Recipe] = None,
            callback: tp.Optional[Callback] = None, codec_id: tp.Optional[str] = None,
-           batch_size: int = 8) -> Attachment:
+           batch_size: int = 8, checkpoint: tp.Optional[str] = None) -> Attachment:
     """Make every `musicgen.generate*()` carry attributions in `musicgen.last_attributions`, one report per sample.
 
     Unconditional, text, continuation and melody generation all pass through `_generate_tokens`; it is wrapped on this
@@ -109,6 +109,7 @@ def attach(musicgen: tp.Any, store: tp.Union[AnyStore, tp.Sequence[AnyStore]], r
         recipe (Recipe, optional): Other scoring than each store's own.
         callback (callable, optional): Called with `last_attributions` after each generation.
         codec_id (str, optional): Name of the codec in reports. batch_size (int): Chunks per pass.
+        checkpoint (str, optional): As in `Attributor`.
     Returns:
         Attachment: with `detach()`, which `musicgen.detach()` calls too.
     Raises:
@@ -124,7 +125,8 @@ def attach(musicgen: tp.Any, store: tp.Union[AnyStore, tp.Sequence[AnyStore]], r
     for one in stores:
         known = attributors[0].codec_hash if attributors else None
         attributors.append(Attributor(musicgen.lm, musicgen.compression_model, one, recipe=recipe, codec_hash=known,
-                                      codec_id=codec_id or musicgen.name, batch_size=batch_size))
+                                      codec_id=codec_id or musicgen.name, batch_size=batch_size,
+                                      checkpoint=checkpoint))
     attachment = Attachment(musicgen, attributors, several, callback)
     original = musicgen._generate_tokens
 

@@ -13,7 +13,9 @@ from tqdm import tqdm
 from . import audio
 from .atomic import writable_folder
 from .attribution import Attributor
+from .checkpoints import find_checkpoint
 from .errors import LuminaError
+from .hashing import model_config_hash
 from .models import expect_model, load_musicgen, run_config, run_folder, run_stores
 from .provenance import Signing, attribution_of, content_sha256, write_tags
 from .recipe import Recipe
@@ -63,17 +65,25 @@ class Studio:
         store (path, optional): Fingerprint store; the run's own unless said.
         recipe (Recipe, optional): Other scoring than the store's own.
         device (str, optional): cpu or cuda.
+        checkpoint (str, optional): Have the weights of an earlier one, as `find_checkpoint` names it; the last, or
+            those of `source`, unless said. Queries are then compared at the checkpoints up to it.
     Raises:
-        LuminaError: when the model or its store is missing or they do not belong together.
+        LuminaError: when the model, its store or the checkpoint is missing or they do not belong together.
     """
 
     def __init__(self, source: tp.Union[str, Path], store: tp.Optional[tp.Union[str, Path]] = None,
-                 recipe: tp.Optional[Recipe] = None, device: tp.Optional[str] = None):
+                 recipe: tp.Optional[Recipe] = None, device: tp.Optional[str] = None,
+                 checkpoint: tp.Optional[str] = None):
         from .musicgen import attach
         path = Path(store) if store is not None else default_store(source)
         opened = FingerprintStore.open(path)
+        chosen = None if checkpoint is None else find_checkpoint(opened, checkpoint)
         self.musicgen = load_musicgen(source, device)
-        self.attachment = attach(self.musicgen, opened, recipe=recipe)
+        self.checkpoint = None if chosen is None else chosen.name
+        if chosen is not None:
+            opened.expect(model_config_hash=model_config_hash(self.musicgen.lm))
+            self.musicgen.lm.load_state_dict(opened.load_weights(chosen))
+        self.attachment = attach(self.musicgen, opened, recipe=recipe, checkpoint=self.checkpoint)
 
     @property
     def attributor(self) -> Attributor:

@@ -250,7 +250,8 @@ def test_the_page_starts_as_the_docs_say(walk, monkeypatch):
 
     import lumina_plugin.web
     asked = []
-    monkeypatch.setattr(lumina_plugin.web, 'launch', lambda model, store, **options: asked.append((str(model), store)))
+    monkeypatch.setattr(lumina_plugin.web, 'launch', lambda model, store, **options: asked.append(
+        (str(model), store, options['checkpoint'])))
     walk.names['STORE'] = walk.put('outputs/xps/SIGNATURE/lumina/default')
     for one in documents.shown('docs/demo.md'):
         if one.text.startswith('lumina demo'):
@@ -259,4 +260,5 @@ def test_the_page_starts_as_the_docs_say(walk, monkeypatch):
             monkeypatch.setattr(sys, 'argv', ['demo/app.py'])
             runpy.run_path(str(ROOT / 'demo' / 'app.py'), run_name='__main__')
     run = walk.put('outputs/xps/SIGNATURE')
-    assert asked == [(run, None), (run, Path(walk.names['STORE'])), (run, None)]
+    assert asked == [(run, None, None), (run, Path(walk.names['STORE']), None), (run, None, 'epoch-0004'),
+                     (run, None, None)]

@@ -263,7 +263,7 @@ def broken(data: tp.Dict[str, tp.Any], *keys: tp.Any, value: tp.Any) -> str:
 @pytest.mark.parametrize(
     'keys, value, words',
     [
-        (('schema_version',), '2.0', "version '2.0'.*reads '1.3'.*0.1.0"),
+        (('schema_version',), '2.0', "version '2.0'.*reads '1.4'.*0.1.0"),
         (('channels', 'P', 'rows', 0, 'share'), 0.99, 'channels.P.*add up to'),
         (('channels', 'P', 'rows', 0, 'cosine'), float('nan'), 'NaN'),
         (('recipe', 'keys', 'objective'), float('inf'), 'Infinity'),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from .options import Checkpoint
+
 _LIMITS = 'Limits of the page'
 
 
@@ -14,6 +16,7 @@ def demo(
                               "run unless said.")] = None,
     store: tp.Annotated[tp.Optional[Path], typer.Option(
         '--store', '-s', help="Fingerprint store; the one beside the run's checkpoints unless said.")] = None,
+    checkpoint: Checkpoint = None,
     device: tp.Annotated[tp.Optional[str], typer.Option(
         help="cpu or cuda; cuda where there is one unless said.")] = None,
     host: tp.Annotated[str, typer.Option(help="Address to listen on; this machine alone unless said.")] = '127.0.0.1',
@@ -44,4 +47,5 @@ def demo(
     limits = Limits(upload_mb=max_upload_mb, upload_seconds=max_upload_seconds, seconds=max_seconds,
                     keep_minutes=keep_minutes, queue=queue)
     launch(model or quickstart_run(), store, device=device, host=host, port=port, auth=people, share=share,
-           limits=limits, history=None if no_history else history or HISTORY, validation=validation)
+           limits=limits, history=None if no_history else history or HISTORY, validation=validation,
+           checkpoint=checkpoint)

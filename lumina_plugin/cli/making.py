@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from ..errors import LuminaError
-from .options import Device, Model, Quiet, Store
+from .options import Checkpoint, Device, Model, Quiet, Store
 
 if tp.TYPE_CHECKING:
     from ..provenance import Signing
@@ -34,7 +34,8 @@ def generate(
     certificate: tp.Annotated[tp.Optional[Path], typer.Option(
         '--c2pa-cert', help="Certificate (PEM) to sign the clips by, as C2PA manifests; needs --c2pa-key.")] = None,
     key: tp.Annotated[tp.Optional[Path], typer.Option('--c2pa-key', help="Its private key (PEM).")] = None,
-    model: Model = None, store: Store = None, device: Device = None, quiet: Quiet = False,
+    model: Model = None, store: Store = None, checkpoint: Checkpoint = None, device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Generate music with attributions attached: audio with tags, a sidecar and a report (JSON, HTML, CSV) per clip.
 
@@ -44,7 +45,7 @@ def generate(
     signing = _signing(certificate, key)
     from ..generation import Request, generate_clips, prompt_of
     from ..workflows import Studio, quickstart_run
-    studio = Studio(model or quickstart_run(), store, device=device)
+    studio = Studio(model or quickstart_run(), store, device=device, checkpoint=checkpoint)
     prompt = prompt_of(studio.store, continue_from, prompt_seconds, offset) if continue_from is not None else None
     request = Request(text, prompt, melody, seconds, seed, top_k, temperature, kind=format.lower())
     reused = 0
@@ -98,7 +99,8 @@ def attribute(
         '--jobs', '-j', min=1, help="Of a folder: processes, each with a model of its own.")] = 1,
     by: tp.Annotated[str, typer.Option(
         help="Of a folder: what counts the same in the summary, recordings or seconds.")] = 'recordings',
-    model: Model = None, store: Store = None, device: Device = None, quiet: Quiet = False,
+    model: Model = None, store: Store = None, checkpoint: Checkpoint = None, device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Attribute a recording to the songs of a store; or all recordings of a folder, with a summary of who is owed what.
 
@@ -113,23 +115,24 @@ def attribute(
             raise LuminaError(f"--by is recordings or seconds, not {by}.")
         from ..batch import attribute_folder
         batch = attribute_folder(file, out, model or quickstart_run(), store, device, jobs, tp.cast(tp.Any, by),
-                                 progress=not quiet)
+                                 progress=not quiet, checkpoint=checkpoint)
         print(batch.summary.model_dump_json(indent=2) if json_ else _summed(batch.summary, top))
         if not json_ and not quiet:
             print(f'\n{len(batch.summary.recordings)} recordings, {batch.reused} of them attributed before; '
                   f'{len(batch.summary.left_out)} left out\nWritten: {batch.page}')
         return
-    _attribute_file(file, out, sidecar, top, json_, model, store, device)
+    _attribute_file(file, out, sidecar, top, json_, model, store, device, checkpoint)
 
 
 def _attribute_file(file: Path, out: tp.Optional[Path], sidecar: bool, top: int, json_: bool,
-                    model: tp.Optional[str], store: tp.Optional[Path], device: tp.Optional[str]) -> None:
+                    model: tp.Optional[str], store: tp.Optional[Path], device: tp.Optional[str],
+                    checkpoint: tp.Optional[str]) -> None:
     from ..audio import read_audio
     from ..provenance import attribution_of, content_sha256
     from ..report.render import render_table
     from ..workflows import Studio, quickstart_run
     read_audio(file)  # a bad file is told before a model is loaded
-    studio = Studio(model or quickstart_run(), store, device=device)
+    studio = Studio(model or quickstart_run(), store, device=device, checkpoint=checkpoint)
     report = studio.attribute(file, out)
     if sidecar:
         attribution_of(report, content_sha256(file)).save_beside(file)

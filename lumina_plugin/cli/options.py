@@ -12,6 +12,9 @@ Model = tp.Annotated[tp.Optional[str], typer.Option(
                           "the quickstart's run unless said.")]
 Store = tp.Annotated[tp.Optional[Path], typer.Option(
     '--store', '-s', help="Fingerprint store; the one beside the run's checkpoints unless said.")]
+Checkpoint = tp.Annotated[tp.Optional[str], typer.Option(
+    metavar='NAME|FILE', help="An earlier checkpoint whose weights the store keeps, e.g. epoch-0004, or the "
+                              "checkpoint.th of a training that has them; the last unless said.")]
 Device = tp.Annotated[tp.Optional[str], typer.Option(help="cpu or cuda; cuda where there is one unless said.")]
 Quiet = tp.Annotated[bool, typer.Option('--quiet', '-q', help="No progress and no notes, only results.")]
 Generations = tp.Annotated[tp.Optional[str], typer.Option(

@@ -108,10 +108,15 @@ def _facts(report: AttributionReport) -> tp.List[tp.Tuple[str, str]]:
         facts.append(('Text', f'“{words.clean(query.prompt, 160)}”'))
     if query.seed is not None:
         facts.append(('Seed', str(query.seed)))
-    facts += [('Model', words.clean(report.model.id)),
+    facts += [('Model', _model(report)),
               ('Catalogue', f'{words.clean(report.store.name)}, {words.count(report.store.songs, "song")}'),
               ('Recipe', words.clean(report.recipe.name))]
     return facts
+
+
+def _model(report: AttributionReport) -> str:
+    loaded = report.model.checkpoint
+    return words.clean(report.model.id) + ('' if loaded is None else f', weights of {words.clean(loaded.name)}')
 
 
 def _flat(key: str, value: tp.Any) -> tp.Iterator[tp.Tuple[str, str]]:

@@ -21,9 +21,9 @@ from ..reliability import FIGURES, Diagnosis, doubts
 from ..statistics import ChannelStatistics
 
 # 1.1 added noise_mean and other_reading, 1.2 what the calibrated gate says and intervals on shares, 1.3 of how many
-# recordings a reliability is; all optional
-SCHEMA_VERSION: tp.Literal['1.3'] = '1.3'
-READABLE = ('1.0', '1.1', '1.2', '1.3')
+# recordings a reliability is, 1.4 which checkpoint's weights the model had; all optional
+SCHEMA_VERSION: tp.Literal['1.4'] = '1.4'
+READABLE = ('1.0', '1.1', '1.2', '1.3', '1.4')
 PathLike = tp.Union[str, Path]
 TOP_PER_SEGMENT = 5
 _TOLERANCE = 1e-6
@@ -53,11 +53,20 @@ class Query(_Part):
     silent: bool = False
 
 
+class Checkpoint(_Part):
+    """One state of the model's weights that was used."""
+    name: str
+    epoch: tp.Optional[int] = None
+    model_hash: str
+
+
 class Model(_Part):
     """The generative model whose gradients were compared."""
     id: str
     config_hash: str
     licence_note: tp.Optional[str] = None
+    checkpoint: tp.Optional[Checkpoint] = Field(
+        None, description="Whose weights it had: a generation is this checkpoint's.")
 
 
 class Codec(_Part):
@@ -73,13 +82,6 @@ class Store(_Part):
     songs: Count
     catalogue_hash: str
     trained_on_hash: tp.Optional[str] = Field(None, description="Of the training's catalogue, if known.")
-
-
-class Checkpoint(_Part):
-    """One state of the model's weights that was used."""
-    name: str
-    epoch: tp.Optional[int] = None
-    model_hash: str
 
 
 class RecipeRecord(_Part):
@@ -305,7 +307,7 @@ class OtherReading(_Part):
 
 class AttributionReport(_Part):
     """What one query owes to whom, per channel, and how that was found."""
-    schema_version: tp.Literal['1.0', '1.1', '1.2', '1.3'] = SCHEMA_VERSION
+    schema_version: tp.Literal['1.0', '1.1', '1.2', '1.3', '1.4'] = SCHEMA_VERSION
     created: pydantic.AwareDatetime = Field(default_factory=_now, description="UTC.")
     lumina_version: str
     query: Query

@@ -97,11 +97,12 @@ def expect_free(host: str, port: int) -> None:
 def launch(model: tp.Union[str, Path], store: tp.Optional[Path] = None, device: tp.Optional[str] = None,
            host: str = '127.0.0.1', port: int = 7860, auth: tp.Sequence[tp.Tuple[str, str]] = (), share: bool = False,
            limits: tp.Optional[Limits] = None, history: tp.Optional[Path] = HISTORY,
-           validation: tp.Optional[Path] = None) -> None:
+           validation: tp.Optional[Path] = None, checkpoint: tp.Optional[str] = None) -> None:
     """Load a model with its store and serve the page until it is stopped; nothing is sent anywhere.
 
     Args:
         model (str or path): What `Studio` takes. store (Path, optional): Its store, the run's own unless said.
+        checkpoint (str, optional): Whose weights the model has, as `Studio` takes it; the last unless said.
         history (Path, optional): Folder for reports of past generations; None keeps none.
         validation (Path, optional): Results of `lumina validate`; those beside the run unless said.
     Raises:
@@ -114,7 +115,7 @@ def launch(model: tp.Union[str, Path], store: tp.Optional[Path] = None, device: 
     from ..models import run_folder
     from ..workflows import Studio
     from .page import build_page
-    studio = Studio(model, store, device=device)
+    studio = Studio(model, store, device=device, checkpoint=checkpoint)
     run = run_folder(model)
     page, desk = build_page(studio, limits, history, validation or validation_beside(run), run.name if run else '')
     try:

@@ -53,7 +53,8 @@ def front() -> str:
 def header(desk: Desk) -> str:
     """Of which model and catalogue this page is."""
     studio = desk.studio
-    return _render('header', model=desk.concealer.text(studio.musicgen.name), songs=len(studio.store.tracks),
+    return _render('header', model=desk.concealer.text(studio.musicgen.name),
+                   checkpoint=studio.checkpoint, songs=len(studio.store.tracks),
                    recipe=studio.attributor.recipe.name)
 
 
