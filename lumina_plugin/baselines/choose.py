@@ -5,6 +5,7 @@ import typing as tp
 
 from ..errors import LuminaError
 from ..magnet import is_magnet
+from ..validation.decoded import Decode, decoded
 from ..validation.methods import Method
 from ..validation.queries import Query
 from .clap import HUB, load_clap
@@ -41,6 +42,24 @@ def parse(text: str) -> tp.Dict[str, str]:
     return found
 
 
+def listening(text: str, codec: tp.Any, songs: tp.Sequence[tp.Any], device: tp.Optional[str] = None,
+              decode: Decode = decoded) -> tp.List[Method]:
+    """Those baselines with weights of their own that are asked for.
+
+    Args:
+        text (str): As `parse` takes it. codec, songs, decode: As `AudioEmbeddings` takes them.
+    Raises:
+        LuminaError: when weights are missing or damaged.
+    """
+    wanted = parse(text)
+    chosen: tp.List[Method] = []
+    if 'clap' in wanted:
+        chosen.append(AudioEmbeddings(load_clap(wanted['clap'] or HUB, device), songs, codec, decode))
+    if 'clews' in wanted:
+        chosen.append(AudioEmbeddings(load_clews(wanted['clews'], device), songs, codec, decode))
+    return chosen
+
+
 def baselines(text: str, lm: tp.Any, codec: tp.Any, songs: tp.Sequence[Query], device: tp.Optional[str] = None
               ) -> tp.List[Method]:
     """LPIPS and RPS of a language model, and those baselines that are asked for.
@@ -50,12 +69,7 @@ def baselines(text: str, lm: tp.Any, codec: tp.Any, songs: tp.Sequence[Query], d
     Raises:
         LuminaError: when weights are missing or damaged.
     """
-    wanted = parse(text)
-    chosen: tp.List[Method] = []
-    if 'clap' in wanted:
-        chosen.append(AudioEmbeddings(load_clap(wanted['clap'] or HUB, device), songs, codec))
-    if 'clews' in wanted:
-        chosen.append(AudioEmbeddings(load_clews(wanted['clews'], device), songs, codec))
+    chosen = listening(text, codec, songs, device)
     if is_magnet(lm):
         logger.warning("LPIPS and RPS are left out: a MAGNeT does not predict music step by step.")
         return chosen

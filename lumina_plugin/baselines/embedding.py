@@ -10,9 +10,8 @@ import torch
 from ..audio import MAX_RATE, MIN_RATE, MIN_REMAINDER, resample
 from ..errors import LuminaError
 from ..validation.black_boxes import BLACK_BOX
-from ..validation.decoded import decoded
+from ..validation.decoded import Decode, decoded
 from ..validation.methods import Indexed
-from ..validation.queries import Query
 from ..validation.truth import FloatArray
 
 REDUCTIONS = ('mean', 'best')
@@ -75,15 +74,16 @@ class Embedder(abc.ABC):
 
 
 class AudioEmbeddings(Indexed):
-    """Songs by how much they sound like a query, to an embedder; both are decoded from their codes.
+    """Songs by how much they sound like a query, to an embedder; both are decoded from codes or latents.
 
     Args:
-        embedder (Embedder): What listens. songs (sequence of Query): Of the family 'songs'. codec: What decodes codes.
+        embedder (Embedder): What listens. songs (sequence): Songs, each with its id as `source`.
+        codec: What decodes them, with a `sample_rate`. decode (callable): How, for another kind of generator.
     """
 
-    def __init__(self, embedder: Embedder, songs: tp.Sequence[Query], codec: tp.Any):
+    def __init__(self, embedder: Embedder, songs: tp.Sequence[tp.Any], codec: tp.Any, decode: Decode = decoded):
         super().__init__(embedder.name, [str(song.source) for song in songs])
-        self.embedder, self.codec, self._queries = embedder, codec, list(songs)
+        self.embedder, self.codec, self._decode, self._queries = embedder, codec, decode, list(songs)
 
     @property
     def facts(self) -> tp.Any:
@@ -94,10 +94,11 @@ class AudioEmbeddings(Indexed):
         self._songs = [self._embedded(song, False) for song in self._queries]
 
     @torch.no_grad()
-    def _embedded(self, query: Query, masked: bool) -> FloatArray:
+    def _embedded(self, query: tp.Any, masked: bool) -> FloatArray:
         """Embeddings of length 1, [windows, D]; of 'mean' [1, D]."""
         windows = self.embedder.windows
-        wave = resample(decoded(self.codec, query, masked)[None], self.codec.sample_rate, windows.sample_rate)[0]
+        wave = self._decode(self.codec, query, masked)[None]  # [1, samples]
+        wave = resample(wave, self.codec.sample_rate, windows.sample_rate)[0]
         rows = self.embedder.embed(windows.cut(wave)).double().cpu().numpy()
         if not np.isfinite(rows).all():
             raise LuminaError(f"{self.name} gives {query.id} an embedding that is NaN or infinite; its weights are "
@@ -105,7 +106,7 @@ class AudioEmbeddings(Indexed):
         rows = _unit(rows)
         return _unit(rows.mean(0, keepdims=True)) if windows.reduction == 'mean' else rows
 
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+    def _scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         rows = [self._embedded(query, masked) for query in queries]
         return {BLACK_BOX: np.array([[(row @ song.T).max(1).mean() for song in self._songs] for row in rows])}
 

@@ -80,17 +80,24 @@ def _picked(valid: torch.Tensor, where: torch.Tensor, filled: torch.Tensor,
     return found[0] & filled, found[1]
 
 
-@torch.no_grad()
 def read(lm: tp.Any, batch: Batch, modules: tp.Sequence[nn.Module], reduce: Reduce, inputs: bool = False
          ) -> tp.List[torch.Tensor]:
-    """Run a batch through the model and keep something of the outputs (or inputs) of some of its modules.
+    """Run a batch through the model and `overhear` some of its modules."""
+    return overhear(lm, lambda: lm(batch.sequence, [], lm.condition_provider(
+        lm.condition_provider.tokenize(batch.attributes))), batch.sequence.shape[-1], modules, reduce, inputs)
+
+
+@torch.no_grad()
+def overhear(model: nn.Module, run: tp.Callable[[], tp.Any], steps: int, modules: tp.Sequence[nn.Module],
+             reduce: Reduce, inputs: bool = False) -> tp.List[torch.Tensor]:
+    """Run a model and keep something of the outputs (or inputs) of some of its modules.
 
     Args:
+        run (callable): Runs it. steps (int): S, of the sequence without what is prepended to it.
         reduce (callable): Of activations [B, S, C], fp32, prepended conditions left out. inputs (bool): What goes in.
     Returns:
         list: What `reduce` made of them, in the order of `modules`. The model is left as it was.
     """
-    steps = batch.sequence.shape[-1]
     found: tp.Dict[int, torch.Tensor] = {}
 
     def keep(place: int, value: tp.Any) -> None:
@@ -100,10 +107,10 @@ def read(lm: tp.Any, batch: Batch, modules: tp.Sequence[nn.Module], reduce: Redu
     hooks = [module.register_forward_pre_hook(lambda _, given, place=place: keep(place, given)) if inputs else
              module.register_forward_hook(lambda _, given, out, place=place: keep(place, out))
              for place, module in enumerate(modules)]
-    modes = [(module, module.training) for module in lm.modules()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        lm.eval()
-        lm(batch.sequence, [], lm.condition_provider(lm.condition_provider.tokenize(batch.attributes)))
+        model.eval()
+        run()
     finally:
         for module, training in modes:
             module.training = training

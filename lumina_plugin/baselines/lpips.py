@@ -22,7 +22,7 @@ from .inside import batches, read
 
 CHANNEL = 'activations'
 Profiles = tp.List[FloatArray]  # by layer, [n, C]
-Listen = tp.Callable[[tp.Sequence[Query], bool], Profiles]
+Listen = tp.Callable[[tp.Sequence[tp.Any], bool], Profiles]
 
 
 def profile(activations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -54,19 +54,18 @@ class Lpips(Indexed):
     Args:
         listen (callable): Of queries, with their prompts masked or not, the profile of each layer: of a language model
             `codes_profiles`; another generator brings its own, made by `profile`.
-        songs (sequence of Query): Of the family 'songs'.
+        songs (sequence): Songs, each with its id as `source`.
+        facts: All that `listen` depends on besides the model, ready for JSON.
     """
 
-    facts: tp.Any = 'lpips'
-
-    def __init__(self, listen: Listen, songs: tp.Sequence[Query]):
+    def __init__(self, listen: Listen, songs: tp.Sequence[tp.Any], facts: tp.Any = 'lpips'):
         super().__init__('LPIPS', [str(song.source) for song in songs])
-        self._listen, self._queries = listen, list(songs)
+        self._listen, self._queries, self.facts = listen, list(songs), facts
 
     def _index(self) -> None:
         self._songs = self._listen(self._queries, False)
 
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+    def _scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         found = distances(self._listen(queries, masked), self._songs)
         return {CHANNEL: found.mean(1, keepdims=True) - found}
 

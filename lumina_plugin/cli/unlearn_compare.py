@@ -17,17 +17,22 @@ def register(app: typer.Typer) -> None:
 def compare(
     out: tp.Annotated[Path, typer.Option('--out', '-o', help="Folder of the suite, and for what is made.")] = OUT,
     model: tp.Annotated[tp.Optional[str], typer.Option(
-        '--model', '-m', help="Folder or signature of a dora run; the standard suite's unless said.")] = None,
+        '--model', '-m', help="Folder or signature of a dora run, a MusicGen's or a diffusion's; the standard suite's "
+                            "unless said.")] = None,
     truth: tp.Annotated[tp.Optional[Path], typer.Option(
         help="A ground truth of the run in another folder, e.g. one that is kept beside the code.")] = None,
     family: tp.Annotated[str, typer.Option(
-        help="Queries: free, continued or heldout, of the ground truth; free alone where there is none.")] = 'free',
+        help="Queries: free, continued (MusicGen) or heldout, of the ground truth; free alone where there is "
+             "none.")] = 'free',
     count: tp.Annotated[int, typer.Option(min=2, help="Free generations, where there is no ground truth.")] = 16,
     whole: tp.Annotated[bool, typer.Option('--whole', help="Count the prompts of continuations, too.")] = False,
     baselines: tp.Annotated[str, typer.Option(
         help="What else to compare with, parted by commas: clap=FOLDER (or a hub name), clews=FOLDER; lpips and rps "
              "need nothing and are always there.")] = '',
     channel: tp.Annotated[str, typer.Option(help="Of methods that have several: 'P + M', P or M.")] = 'P + M',
+    draws: tp.Annotated[tp.Optional[int], typer.Option(
+        min=1, help="Diffusion: fixed pairs of timestep and noise that everything but fingerprints is asked at; 32 "
+                    "unless said. The cost grows with them.")] = None,
     top: tp.Annotated[int, typer.Option(min=1, help="Songs that count in the overlap.")] = 10,
     device: Device = None,
 ) -> None:
@@ -44,15 +49,12 @@ def compare(
     families = ('free', 'continued', 'heldout')
     if family not in families:
         raise LuminaError(f"There is no family of queries '{family}'; --family takes {', '.join(families)}.")
-    setting, found = module.open_setting(out, model, truth, baselines, device)
-    if found is None and family != 'free':
-        raise LuminaError(f"Queries of the family '{family}' come from a ground truth, and there is none of this run; "
-                          "leave --family out, or make one with `lumina validate ground-truth`.")
-    queries = [found.queries[column] for column in found.columns(family)] if found else setting.opened.free(count)
+    setting = module.open_setting(module.Asked(out, model, truth, baselines, device, draws), family, whole)
+    queries = setting.queries(family, count)
     masked = family == 'continued' and not whole
-    scores = module.scores_of(setting, module.methods_of(setting), queries, masked, channel)
-    truths = module.truths_of(found, family, masked, scores) if found else {}
-    facts = {'run': setting.opened.run.name, 'channel': channel, 'baselines': baselines}
+    scores = module.scores_of(setting, setting.methods(), queries, masked, channel)
+    truths = setting.truths(family, masked, scores)
+    facts = {**setting.told, 'channel': channel}
     compared = result.compared(scores, family, masked, truths, facts, top)
     folder = result.save_comparison(out, compared)
     print(result.markdown(compared))

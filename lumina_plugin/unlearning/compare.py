@@ -3,12 +3,14 @@
 Every method scores every song for every query. What is compared are the rows of these scores, query by query: their
 linear and rank correlation, and how many songs two methods have in common among their first ten.
 
-Methods come from `FACTORIES`, in the order of the tables; whoever has another one puts it there.
+What differs between kinds of generators (which methods there are, what a query is, what judges) is a `Setting`, in
+`compare_musicgen` and `compare_diffusion`. Methods come from its `FACTORIES`, in the order of the tables; whoever has
+another one puts it there.
 """
 
+import abc
 import dataclasses
 import functools
-import logging
 import typing as tp
 from pathlib import Path
 
@@ -16,88 +18,99 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from ..baselines.choose import baselines
-from ..codec import codec_hash
 from ..errors import LuminaError
-from ..hashing import state_hash
-from ..validation.black_boxes import CodeHistogram, MelStatistics
-from ..validation.lds import Interval, half_losses, interval, lds
-from ..validation.leave_out import agreement, losses_without
-from ..validation.methods import BOTH, Fingerprints, Method
-from ..validation.opened import KEPT, Opened, query_facts
-from ..validation.queries import Query
+from ..validation.lds import Interval, interval
+from ..validation.methods import BOTH, Method
+from ..validation.opened import KEPT
 from ..validation.ranking import row_spearman
 from ..validation.results import kept_parts
-from ..validation.truth import FloatArray, GroundTruth
-from .method import Unlearning, unlearning_methods
-
-logger = logging.getLogger(__name__)
+from ..validation.truth import FloatArray
 
 TOP = 10
 CHANNELS = (BOTH, 'P', 'M')
 Scores = tp.Mapping[str, FloatArray]  # by method, [Q, N]
 Matrix = tp.List[tp.List[Interval]]
+TRUTHS = ('LDS', 'leave out: Spearman', 'leave out: NDCG', 'leave out: top-1')
+Truths = tp.Dict[str, tp.Dict[str, Interval]]  # by method and one of `TRUTHS`
 
 
 # -- what is compared ---------------------------------------------------------------------------------------------
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What methods are made for.
+class Asked:
+    """What a comparison is asked for.
 
     Args:
-        opened (Opened): A run with its model and stores. songs (list of Query): Of the family 'songs', N of them.
-        baselines (str): As `lumina_plugin.baselines.choose.parse` takes it. device (str, optional): cpu or cuda.
+        out (Path): Folder for what is made; a MusicGen's suite is looked for there. model (str, optional): A run.
+        truth (Path, optional): A ground truth of another folder. baselines (str): As
+            `lumina_plugin.baselines.choose.parse` takes it. device (str, optional): cpu or cuda.
+        draws (int, optional): Diffusion: fixed draws of timestep and noise.
     """
-    opened: Opened
-    songs: tp.List[Query]
+    out: Path
+    model: tp.Optional[str] = None
+    truth: tp.Optional[Path] = None
     baselines: str = ''
     device: tp.Optional[str] = None
+    draws: tp.Optional[int] = None
+
+
+class Setting(abc.ABC):
+    """What methods are made for: a run, its songs and, where there is one, its ground truth.
+
+    Args:
+        asked (Asked): What was asked for. run (Path): The run's folder. songs (sequence): N of them, each with its id
+            as `source`.
+    """
+
+    def __init__(self, asked: Asked, run: Path, songs: tp.Sequence[tp.Any]):
+        self.asked, self.run, self.songs = asked, run, list(songs)
 
     @property
     def ids(self) -> tp.List[str]:
         """Of the songs, in the order of all scores."""
         return [str(song.source) for song in self.songs]
 
+    @abc.abstractmethod
+    def methods(self) -> tp.List[Method]:
+        """What is compared."""
 
-Factory = tp.Callable[[Setting], tp.List[Method]]
+    @property
+    @abc.abstractmethod
+    def facts(self) -> tp.Any:
+        """What tells model and songs from others, ready for JSON."""
+
+    @abc.abstractmethod
+    def facts_of(self, queries: tp.Sequence[tp.Any]) -> tp.Any:
+        """What tells queries from others, ready for JSON."""
+
+    @abc.abstractmethod
+    def queries(self, family: str, count: int) -> tp.List[tp.Any]:
+        """Those of the ground truth; without one, so many free generations.
+
+        Raises:
+            LuminaError: for a family that there are none of.
+        """
+
+    @abc.abstractmethod
+    def truths(self, family: str, masked: bool, scores: Scores) -> Truths:
+        """By method, what retraining says of its scores; nothing without a ground truth."""
+
+    @property
+    def told(self) -> tp.Dict[str, tp.Any]:
+        """What a result says about it."""
+        return {'run': self.run.name, 'baselines': self.asked.baselines}
 
 
-def _lumina(setting: Setting) -> tp.List[Method]:
-    found: tp.List[Method] = []
-    for store in setting.opened.stores:
-        method = Fingerprints(setting.opened.musicgen, store.path, setting.ids)
-        method.name = f'LUMINA {method.name}'
-        found.append(method)
-    return found
+Factory = tp.Callable[[tp.Any], tp.List[Method]]  # of a setting
 
 
-def _baselines(setting: Setting) -> tp.List[Method]:
-    musicgen = setting.opened.musicgen
-    return baselines(setting.baselines, musicgen.lm, musicgen.compression_model, setting.songs, setting.device)
-
-
-def _black_boxes(setting: Setting) -> tp.List[Method]:
-    musicgen = setting.opened.musicgen
-    return [CodeHistogram(setting.songs, musicgen.lm.card), MelStatistics(setting.songs, musicgen.compression_model)]
-
-
-def _unlearning(setting: Setting) -> tp.List[Method]:
-    opened = setting.opened
-    return unlearning_methods(opened.musicgen, opened.run, setting.songs)
-
-
-FACTORIES: tp.Dict[str, Factory] = {'lumina': _lumina, 'unlearning': _unlearning, 'baselines': _baselines,
-                                    'black boxes': _black_boxes}
-
-
-def methods_of(setting: Setting) -> tp.List[Method]:
-    """One of each kind that `FACTORIES` makes.
+def made_by(factories: tp.Mapping[str, Factory], setting: Setting) -> tp.List[Method]:
+    """All that factories make.
 
     Raises:
         LuminaError: when two have one name.
     """
-    found = [method for factory in FACTORIES.values() for method in factory(setting)]
+    found = [method for factory in factories.values() for method in factory(setting)]
     names = [method.name for method in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -105,7 +118,7 @@ def methods_of(setting: Setting) -> tp.List[Method]:
     return found
 
 
-def scores_of(setting: Setting, methods: tp.Sequence[Method], queries: tp.Sequence[Query], masked: bool,
+def scores_of(setting: Setting, methods: tp.Sequence[Method], queries: tp.Sequence[tp.Any], masked: bool,
               channel: str = BOTH) -> tp.Dict[str, FloatArray]:
     """By method, scores [Q, N]; those that an earlier call has finished are read.
 
@@ -113,13 +126,12 @@ def scores_of(setting: Setting, methods: tp.Sequence[Method], queries: tp.Sequen
         masked (bool): Leave the frames of prompts out.
         channel (str): Of methods that have several, one of `CHANNELS`.
     """
-    musicgen, found = setting.opened.musicgen, {}
-    model = [state_hash(musicgen.lm.state_dict()), codec_hash(musicgen.compression_model), query_facts(setting.songs)]
+    model, asked, found = setting.facts, setting.facts_of(queries), {}
     for method in methods:
         if method.songs != setting.ids:
             raise LuminaError(f"{method.name} scores other songs than are compared, or in another order.")
-        facts = ['compare', method.name, facts_of(method), model, masked, query_facts(queries)]
-        by_channel = kept_parts(setting.opened.out / KEPT, facts, queries,
+        facts = ['compare', method.name, facts_of(method), model, masked, asked]
+        by_channel = kept_parts(setting.asked.out / KEPT, facts, queries,
                                 functools.partial(method.scores, masked=masked), method.name)
         found[method.name] = by_channel[channel] if channel in by_channel else next(iter(by_channel.values()))
     return found
@@ -133,16 +145,28 @@ def facts_of(method: Method) -> tp.Any:
     Raises:
         TypeError: when it does not: scores of other settings would be taken for its own.
     """
-    if isinstance(method, Fingerprints):
-        return [method.attributor.store.hash, method.attributor.recipe.hash]
-    if isinstance(method, Unlearning):
-        state = method.subject.state
-        return [method.recipe.hash, None if state is None else state_hash(state)]
-    if isinstance(method, CodeHistogram | MelStatistics):
-        return None
     if not hasattr(method, 'facts'):
         raise TypeError(f"{type(method).__name__} has no `facts`, by which its scores are remembered")
     return method.facts
+
+
+def open_setting(asked: Asked, family: str = 'free', whole: bool = False) -> Setting:
+    """A run to compare methods on, with its ground truth where there is one.
+
+    Args:
+        family (str): Of the queries that will be asked about. whole (bool): Whether prompts shall count.
+    Raises:
+        LuminaError: when run, songs or ground truth are missing or do not belong together, or that kind of generator
+            has no such queries.
+    """
+    from ..models import run_folder, run_key
+    run = None if asked.model is None else run_folder(asked.model)
+    if run is not None and run_key(run, 'solver') == 'lumina_dit':
+        from .compare_diffusion import expect_families, open_diffusion
+        expect_families(family, whole)
+        return open_diffusion(asked)
+    from .compare_musicgen import open_musicgen
+    return open_musicgen(asked)
 
 
 # -- how they agree -----------------------------------------------------------------------------------------------
@@ -204,58 +228,3 @@ def _matrix(given: tp.Sequence[FloatArray], measure: tp.Callable[[FloatArray, Fl
         for j, second in enumerate(given[:i]):
             rows[i][j] = rows[j][i] = interval(measure(first, second))
     return rows
-
-
-# -- against the truth --------------------------------------------------------------------------------------------
-
-TRUTHS = ('LDS', 'leave out: Spearman', 'leave out: NDCG', 'leave out: top-1')
-
-
-def truths_of(truth: GroundTruth, family: str, masked: bool, scores: Scores) -> tp.Dict[str, tp.Dict[str, Interval]]:
-    """By method, what the suite's retrainings say of it: LDS over halves, and how it ranks left-out groups.
-
-    What the ground truth lacks models for is left out.
-    """
-    found: tp.Dict[str, tp.Dict[str, Interval]] = {name: {} for name in scores}
-    try:
-        halves = half_losses(truth, truth.columns(family), masked)
-        for name, one in scores.items():
-            found[name][TRUTHS[0]] = interval(lds(one, halves))
-    except LuminaError as error:
-        logger.warning("%s LDS is left out.", error)
-    try:
-        losses = losses_without(truth, family, masked)
-        for name, one in scores.items():
-            rows = [row for row in agreement(family, name, '', one, losses) if row.kind == 'all']
-            found[name].update({f'leave out: {measure}': value for row in rows
-                                for measure, value in row.measures.items()})
-    except LuminaError as error:
-        logger.warning("%s Leave-group-out is left out.", error)
-    return found
-
-
-def open_setting(out: Path, model: tp.Optional[str], truth: tp.Optional[Path], wanted: str,
-                 device: tp.Optional[str] = None) -> tp.Tuple[Setting, tp.Optional[GroundTruth]]:
-    """A run to compare methods on, with its ground truth where there is one.
-
-    Args:
-        out (Path): Folder of the suite. model (str, optional): A run; the suite's unless said.
-        truth (Path, optional): A ground truth of another folder. wanted (str): Baselines.
-    Raises:
-        LuminaError: when run, songs or ground truth are missing or do not belong together.
-    """
-    from ..validation.ground_truth import FILE
-    from ..validation.opened import open_run, open_truth
-    known = truth or out / 'truth' / FILE
-    if truth is not None or (known.is_file() and model is None):
-        found, opened = open_truth(out, model, truth, device)
-        return Setting(opened, [found.queries[column] for column in found.columns('songs')], wanted, device), found
-    if model is None:
-        raise LuminaError(f"There is no ground truth below {out}: name a run by --model, or make the suite's with "
-                          "`lumina validate ground-truth`.")
-    opened = open_run(model, out, None, device)
-    if known.is_file():
-        found = GroundTruth.load(known)
-        if found.facts.get('run') == opened.run.name and found.facts['catalogue'] == opened.catalogue.hash:
-            return Setting(opened, [found.queries[c] for c in found.columns('songs')], wanted, device), found
-    return Setting(opened, opened.songs, wanted, device), None

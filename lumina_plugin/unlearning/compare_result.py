@@ -15,6 +15,7 @@ from .concentration import KINDS, TOPS, Concentration, concentration
 from .concentration import picture as curves_picture
 
 NAME = 'compare'
+DRAWN = 'Unlearning, LPIPS and RPS ask at {} fixed draws of timestep and noise.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,8 @@ def markdown(result: Comparison) -> str:
     prompt = ', prompts masked' if result.masked else ''
     parts = [f"{result.queries} queries ({result.family}{prompt}) against {result.songs} songs; means over queries "
              "with 95 % bootstrap intervals.\n"]
+    if 'draws' in result.facts:
+        parts.append(f"{DRAWN.format(result.facts['draws'])}\n")
     known = [measure for measure in TRUTHS if any(measure in one for one in result.truths.values())]
     if known:
         parts.append("## What retraining says of each method\n")

@@ -1,11 +1,12 @@
 """Scores that look at no model: what every method has to beat, and what noise and money reach."""
 
+import abc
 import typing as tp
 
 import numpy as np
 import torch
 
-from .decoded import decoded
+from .decoded import Decode, decoded
 from .methods import Indexed, Method
 from .queries import Query
 from .truth import FloatArray
@@ -20,6 +21,7 @@ class CodeHistogram(Indexed):
     Args:
         songs (sequence of Query): Of the family 'songs'. card (int): Codes per codebook.
     """
+    facts: tp.Any = None
 
     def __init__(self, songs: tp.Sequence[Query], card: int):
         super().__init__('code histogram', [str(song.source) for song in songs])
@@ -40,42 +42,62 @@ class CodeHistogram(Indexed):
         return self._songs.shape[1] * 2.  # counts fit 16 bits
 
 
-class MelStatistics(Indexed):
-    """How music sounds: mean and standard deviation of log mel spectra over time, compared by cosine.
+class Statistics(Indexed):
+    """Numbers about each piece of music, compared by cosine.
 
-    Codes are decoded, so that songs and queries have passed the same codec. Each of the 2 * 64 numbers is standardised
-    by its mean and spread over the songs: raw ones, all far below 0, would be alike in everything.
+    Each number is standardised by its mean and spread over the songs: raw ones, such as levels far below 0, would
+    be alike in everything.
 
     Args:
-        songs (sequence of Query): Of the family 'songs'. codec (nn.Module): What decodes them.
+        name (str): For tables. songs (sequence): With an id as `source`.
     """
+    facts: tp.Any = None
 
-    def __init__(self, songs: tp.Sequence[Query], codec: tp.Any):
-        super().__init__('mel statistics', [str(song.source) for song in songs])
-        from torchaudio.transforms import MelSpectrogram
-        self.codec, self._queries = codec, list(songs)
-        self._mel = MelSpectrogram(codec.sample_rate, n_fft=WINDOW, hop_length=WINDOW // 4, n_mels=BANDS)
+    def __init__(self, name: str, songs: tp.Sequence[tp.Any]):
+        super().__init__(name, [str(song.source) for song in songs])
+        self._queries = list(songs)
+
+    @abc.abstractmethod
+    def _statistics(self, query: tp.Any, masked: bool) -> FloatArray:
+        """Of one piece of music, [D]."""
 
     def _index(self) -> None:
-        raw = np.stack([self._statistics(song, False) for song in self._queries])  # [N, 128]
+        raw = np.stack([self._statistics(song, False) for song in self._queries])  # [N, D]
         self._mean, self._spread = raw.mean(0), np.maximum(raw.std(0), 1e-6)
         self._songs = self._unit(raw)
 
     def _unit(self, raw: FloatArray) -> FloatArray:
-        """Standardised rows [n, 128] of length 1."""
+        """Standardised rows [n, D] of length 1."""
         rows: FloatArray = (raw - self._mean) / self._spread
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
-    @torch.no_grad()
-    def _statistics(self, query: Query, masked: bool) -> FloatArray:
-        bands = (self._mel(decoded(self.codec, query, masked)) + QUIET).log()  # [64, frames]
-        return torch.cat([bands.mean(1), bands.std(1, correction=0)]).double().numpy()
-
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+    def _scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         return {BLACK_BOX: self._unit(np.stack([self._statistics(query, masked) for query in queries])) @ self._songs.T}
 
     def _bytes(self) -> float:
         return self._songs.shape[1] * 4.
+
+
+class MelStatistics(Statistics):
+    """How music sounds: mean and standard deviation of 64 log mel bands over time.
+
+    Songs and queries are decoded, so that both have passed the same codec.
+
+    Args:
+        songs (sequence): Songs. codec: What decodes them, with a `sample_rate`.
+        decode (callable): How, for another kind of generator.
+    """
+
+    def __init__(self, songs: tp.Sequence[tp.Any], codec: tp.Any, decode: Decode = decoded):
+        super().__init__('mel statistics', songs)
+        from torchaudio.transforms import MelSpectrogram
+        self.codec, self._decode = codec, decode
+        self._mel = MelSpectrogram(codec.sample_rate, n_fft=WINDOW, hop_length=WINDOW // 4, n_mels=BANDS)
+
+    @torch.no_grad()
+    def _statistics(self, query: tp.Any, masked: bool) -> FloatArray:
+        bands = (self._mel(self._decode(self.codec, query, masked)) + QUIET).log()  # [64, frames]
+        return torch.cat([bands.mean(1), bands.std(1, correction=0)]).double().numpy()
 
 
 class PlayingTime(Method):

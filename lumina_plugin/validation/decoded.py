@@ -6,6 +6,8 @@ import torch
 
 from .queries import Query
 
+Decode = tp.Callable[[tp.Any, tp.Any, bool], torch.Tensor]  # what decodes, a query, masked or not: as `decoded`
+
 
 @torch.no_grad()
 def decoded(codec: tp.Any, query: Query, masked: bool) -> torch.Tensor:

@@ -38,7 +38,7 @@ class Method(abc.ABC):
         self.name, self.songs = name, list(songs)
         self.spent, self.scored = 0., 0
 
-    def scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+    def scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         """By channel, scores [Q, N]; where there are two channels, also the sum of their STS.
 
         Args:
@@ -59,7 +59,7 @@ class Method(abc.ABC):
         return Cost(*per_song, per_query)
 
     @abc.abstractmethod
-    def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+    def _scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         """By channel, scores [Q, N]."""
 
     @abc.abstractmethod
@@ -74,7 +74,7 @@ class Indexed(Method):
         super().__init__(name, songs)
         self._seconds: tp.Optional[float] = None
 
-    def scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
+    def scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         if self._seconds is None:
             begun = time.perf_counter()
             self._index()
@@ -93,7 +93,37 @@ class Indexed(Method):
         """What is kept per song, once they are known."""
 
 
-class Fingerprints(Method):
+class Stored(Method):
+    """Fingerprints of a store.
+
+    Args:
+        name (str): For tables. attributor: What compares queries with the store. songs: As `Method`.
+    Raises:
+        LuminaError: when the store lacks a song.
+    """
+
+    def __init__(self, name: str, attributor: tp.Any, songs: tp.Sequence[str]):
+        super().__init__(name, songs)
+        self.attributor = attributor
+        place = {song: column for column, song in enumerate(attributor.song_ids)}
+        missing = [song for song in songs if song not in place]
+        if missing:
+            raise LuminaError(f"Store {attributor.store.path} has no fingerprint of {missing[0]}, which the ground "
+                              "truth knows; fingerprint the catalogue of the ground truth.")
+        self._order = [place[song] for song in songs]
+
+    @property
+    def facts(self) -> tp.Any:
+        """All that scores depend on besides model, songs and queries."""
+        return [self.attributor.store.hash, self.attributor.recipe.hash]
+
+    def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
+        store, recipe = self.attributor.store, self.attributor.recipe
+        checkpoints = len(self.attributor.checkpoints)
+        return checkpoints * len(store.channels) * recipe.projection.dim * float(store.dtype.itemsize), None
+
+
+class Fingerprints(Stored):
     """A store of fingerprints under its own recipe, or with another score.
 
     Args:
@@ -110,15 +140,9 @@ class Fingerprints(Method):
         recipe = recipe_from_dict(opened.identity.recipe)
         if scoring is not None:
             recipe = recipe.model_copy(update={'scoring': recipe.scoring.model_copy(update={'method': scoring})})
-        super().__init__(_title(opened.path.name, recipe, scoring), songs)
         self.lm, self.known = musicgen.lm, list(known)
-        self.attributor = Attributor(musicgen.lm, musicgen.compression_model, opened, recipe=recipe)
-        missing = [song for song in songs if song not in set(self.attributor.song_ids)]
-        if missing:
-            raise LuminaError(f"Store {opened.path} has no fingerprint of {missing[0]}, which the ground truth knows; "
-                              "fingerprint the catalogue of the ground truth.")
-        place = {song: column for column, song in enumerate(self.attributor.song_ids)}
-        self._order = [place[song] for song in songs]
+        super().__init__(_title(opened.path.name, recipe, scoring),
+                         Attributor(musicgen.lm, musicgen.compression_model, opened, recipe=recipe), songs)
 
     def _scores(self, queries: tp.Sequence[Query], masked: bool) -> tp.Dict[str, FloatArray]:
         rows = [self.attributor.scores([query.example(self.lm, masked)], 0 if masked else query.prompt_frames)
@@ -126,9 +150,7 @@ class Fingerprints(Method):
         return {channel: np.stack([row[channel][self._order] for row in rows]) for channel in rows[0]}
 
     def _per_song(self) -> tp.Tuple[float, tp.Optional[float]]:
-        store, recipe = self.attributor.store, self.attributor.recipe
-        checkpoints = len(self.attributor.checkpoints)
-        size = checkpoints * len(store.channels) * recipe.projection.dim * float(store.dtype.itemsize)
+        size, _ = super()._per_song()
         sample = [query.example(self.lm, False) for query in self.known[:8]]
         if not sample:
             return size, None
