@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as arrays
 from lumina_plugin.baselines.rps import Representers
 from lumina_plugin.catalogue_pass import run_songs
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.unlearning import compare, concentration
+from lumina_plugin.unlearning import compare, compare_musicgen, concentration
 from lumina_plugin.unlearning.compare_result import compared, markdown, save_comparison
-from lumina_plugin.unlearning.method import Unlearning
+from lumina_plugin.unlearning.method import unlearning_of
 from lumina_plugin.unlearning.recipe import unlearning_recipe
 from lumina_plugin.validation.black_boxes import CodeHistogram
 from lumina_plugin.validation.ground_truth import make_ground_truth
@@ -120,9 +120,9 @@ def suite(project, tmp_path_factory):
 @pytest.fixture
 def opened(suite, tmp_path):
     run, truth, path = suite
-    setting, found = compare.open_setting(tmp_path, str(run), path, '')
-    assert found is not None
-    return setting, [found.queries[column] for column in found.columns('free')]
+    setting = compare.open_setting(compare.Asked(tmp_path, str(run), path))
+    assert setting.truth is not None
+    return setting, setting.queries('free', 0)
 
 
 class Counted(Method):
@@ -163,7 +163,7 @@ def test_what_is_finished_is_not_scored_again(opened):
 def test_scores_of_another_model_are_not_taken(opened):
     setting, queries = opened
     compare.scores_of(setting, [Counted(setting.ids)], queries, False)
-    lm = setting.opened.musicgen.lm
+    lm = setting.musicgen.lm
     with torch.no_grad():
         lm.linears[0].weight.add_(1.)
     changed = Counted(setting.ids)
@@ -174,8 +174,8 @@ def test_scores_of_another_model_are_not_taken(opened):
 def test_every_method_says_what_it_depends_on(opened):
     setting, queries = opened
     recipes = [unlearning_recipe('default'), unlearning_recipe('default', relative=.1), unlearning_recipe('published')]
-    unlearning = [Unlearning(recipe, setting.opened.musicgen, setting.opened.run, setting.songs) for recipe in recipes]
-    lm = setting.opened.musicgen.lm
+    unlearning = [unlearning_of(recipe, setting.musicgen, setting.run, setting.songs) for recipe in recipes]
+    lm = setting.musicgen.lm
     points = [Representers(lm, setting.songs), Representers(lm, setting.songs, .1),
               Representers(lm, setting.songs, targets='codes')]
     for methods in (unlearning, points):
@@ -190,7 +190,7 @@ def test_every_method_says_what_it_depends_on(opened):
 def test_unlearning_is_a_method_among_them(opened, tmp_path):
     setting, queries = opened
     recipe = unlearning_recipe('default', fisher='identity')
-    method = Unlearning(recipe, setting.opened.musicgen, tmp_path, setting.songs)
+    method = unlearning_of(recipe, setting.musicgen, tmp_path, setting.songs)
     found = compare.scores_of(setting, [method], queries, False)
     assert found[method.name].shape == (len(queries), len(setting.ids))
 
@@ -203,11 +203,11 @@ def test_other_songs_are_refused(opened):
 
 def test_whoever_has_another_method_adds_it(opened, monkeypatch):
     setting, _ = opened
-    monkeypatch.setitem(compare.FACTORIES, 'own', lambda setting: [Counted(setting.ids)])
-    assert [method.name for method in compare.methods_of(setting)][-1] == 'counted'
-    monkeypatch.setitem(compare.FACTORIES, 'again', lambda setting: [Counted(setting.ids)])
+    monkeypatch.setitem(compare_musicgen.FACTORIES, 'own', lambda setting: [Counted(setting.ids)])
+    assert [method.name for method in setting.methods()][-1] == 'counted'
+    monkeypatch.setitem(compare_musicgen.FACTORIES, 'again', lambda setting: [Counted(setting.ids)])
     with pytest.raises(LuminaError, match="called 'counted'"):
-        compare.methods_of(setting)
+        setting.methods()
 
 
 def test_the_command(suite, tmp_path, capsys):
@@ -249,7 +249,8 @@ def test_the_command_without_a_ground_truth(suite, tmp_path, capsys):
 @pytest.mark.parametrize('argv, words', [
     (['--channel', 'Q'], 'P + M, P, M'), (['--family', 'songs'], 'free, continued, heldout'),
     (['--baselines', 'clap=nowhere/at/all'], 'There is no CLAP at nowhere/at/all'),
-    (['--baselines', 'vggish'], "no baseline 'vggish'"), (['--top', '6'], 'choose --top'), ([], 'lumina validate')])
+    (['--baselines', 'vggish'], "no baseline 'vggish'"), (['--top', '6'], 'choose --top'), ([], 'lumina validate'),
+    (['--draws', '4'], "a diffusion's timesteps")])
 def test_bad_input_is_one_sentence(suite, tmp_path, capsys, monkeypatch, argv, words):
     from lumina_plugin.cli import main
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')

@@ -6,6 +6,7 @@ Everything but fingerprints, whose recipe says their own, is asked at the same n
 import logging
 import typing as tp
 
+from .. import compat
 from ..baselines.choose import listening
 from ..baselines.diffusion import TARGETS, LatentRepresenters, LatentStatistics, latent_lpips
 from ..dit.attribution import DiTAttributor
@@ -131,6 +132,7 @@ def open_diffusion(asked: Asked) -> DiffusionSetting:
     Raises:
         LuminaError: when run, songs or ground truth are missing or do not belong together.
     """
+    compat.install()
     truth = None if asked.truth is None else DiTTruth.load(asked.truth)  # before anything heavy
     subject = tp.cast(DiffusionSubject, open_subject(run_of(str(asked.model)), asked.device))
     return DiffusionSetting(asked, subject, None if truth is None else DiffusionBench(truth, subject))
