@@ -64,6 +64,8 @@ RUN_BY = [
      'tests/test_unlearn_command.py::test_a_recording_is_attributed_and_what_is_finished_is_read'),
     ('', r'lumina unlearn self', 'tests/test_unlearn_command.py::test_songs_find_themselves'),
     ('', r'lumina unlearn grid', 'tests/test_unlearn_command.py::test_a_grid_is_judged_and_goes_on'),
+    ('', r'lumina unlearn compare --model DIFFUSION',
+     'tests/test_unlearn_compare_diffusion.py::test_the_command'),
     ('', r'lumina unlearn compare', 'tests/test_unlearn_compare.py::test_the_command'),
     ('docs/validation', r'lumina validate soak',
      'tests/test_soak.py::test_the_command_ends_with_one_where_something_failed'),
