@@ -11,6 +11,7 @@ import pytest
 from lumina_plugin.channels import resolve_blocks
 from lumina_plugin.cli import main
 from lumina_plugin.errors import LuminaError
+from lumina_plugin.prepared import progress_bar
 from lumina_plugin.store import FingerprintStore
 from lumina_plugin.unlearning import grid as module
 from lumina_plugin.unlearning.attribute import attribute, shortlists
@@ -20,6 +21,7 @@ from lumina_plugin.unlearning.fisher_report import GROUPS, group_of
 from lumina_plugin.unlearning.kept import load_fisher, path_of
 from lumina_plugin.unlearning.opened import open_subject
 from lumina_plugin.unlearning.recipe import unlearning_recipe
+from lumina_plugin.unlearning.scoring import Unlearner
 
 from .test_unlearn_compare import suite  # noqa: F401 (a fixture)
 from .tiny import build_lm
@@ -105,6 +107,31 @@ def test_a_recording_is_attributed_and_what_is_finished_is_read(run, project, tm
     monkeypatch.setattr('lumina_plugin.unlearning.subject.Subject.unlearner', None)
     main([*argv, '--set', 'fisher=diagonal', '--set', 'relative=0.003'])
     assert capsys.readouterr().out == told
+
+
+def test_queries_are_kept_one_by_one(run, project, tmp_path, monkeypatch):
+    """Another recording, another order or another name of the same costs what is new alone."""
+    def scores(names, **keys):
+        files = [folder / f'{name}.wav' for name in names]
+        recipe = unlearning_recipe('default', fisher='identity', **keys)
+        return {answer.query: answer.scores for answer in attribute(subject, recipe, subject.pieces(files), tmp_path)}
+    folder = shutil.copytree(project.root / 'songs', tmp_path / 'songs')
+    shutil.copy(folder / 'song-2.wav', folder / 'again.wav')
+    subject, asked, whole = open_subject(run), [], Unlearner.scores
+    monkeypatch.setattr(Unlearner, 'scores', lambda self, queries, among=None: asked.append(
+        [query.id for query in queries]) or whole(self, queries, among))
+    first = scores(['song-2'])
+    found = scores(['song-1', 'again', 'song-2', 'song-3'])
+    assert asked == [['song-2'], ['song-1', 'song-3']]  # what is missing, together
+    np.testing.assert_array_equal(found['song-2'], first['song-2'])
+    np.testing.assert_array_equal(found['again'], first['song-2'])
+    np.testing.assert_allclose(found['song-3'], whole(subject.unlearner(
+        unlearning_recipe('default', fisher='identity'), progress_bar), subject.pieces([folder / 'song-3.wav']),
+        ).scores[0], atol=1e-6)
+    scores(['song-3', 'song-1'])
+    assert len(asked) == 2
+    scores(['song-3'], relative=1e-3)
+    assert asked[2:] == [['song-3']]
 
 
 def test_a_shortlist_asks_about_fewer_songs(run, project, tmp_path, capsys):

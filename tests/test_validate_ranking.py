@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -12,7 +13,7 @@ from scipy import stats
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.validation.lds import Interval
 from lumina_plugin.validation.ranking import chance, ndcg, ranks, ranks_of, row_spearman, top_agrees
-from lumina_plugin.validation.results import Panel, dots, kept_parts, save, table, wilson
+from lumina_plugin.validation.results import Panel, dots, kept_each, kept_parts, save, table, wilson
 
 
 def test_equal_scores_share_the_mean_of_their_ranks():
@@ -134,6 +135,25 @@ def test_other_facts_and_damaged_files_are_made_again(tmp_path):
     np.testing.assert_array_equal(kept_parts(tmp_path, {'model': 'a'}, items, again, 'squares', part=2)['square'],
                                   [1, 4, 9])
     assert again.seen == [3]
+
+
+def test_items_are_kept_one_by_one(tmp_path):
+    """Whatever was asked for with them: what is missing is made together, and a stop costs one batch."""
+    def asked(items, maker, facts='x'):
+        return {key: float(found['square']) for key, found in kept_each(
+            tmp_path, facts, {f'key {item}': item for item in items}, maker, 'squares', part=2).items()}
+    first, second, third, other = Maker(), Maker(until=9), Maker(), Maker()
+    assert asked([3, 1], first) == {'key 3': 9., 'key 1': 1.}
+    with pytest.raises(KeyboardInterrupt):
+        asked([1, 2, 3, 4, 9], second)
+    assert asked([9, 3, 2, 4, 5, 1], third) == {f'key {item}': item ** 2. for item in (9, 3, 2, 4, 5, 1)}
+    assert list(asked([2, 1], third)) == ['key 2', 'key 1']
+    assert (first.seen, second.seen, third.seen) == ([3, 1], [2, 4], [9, 5])
+    asked([1], other, facts='y')
+    damaged = next(path for path in tmp_path.rglob('*.safetensors')
+                   if safetensors.numpy.load_file(path)['square'] == 4)
+    damaged.write_bytes(b'damaged')
+    assert asked([1, 2], other)['key 2'] == 4. and other.seen == [1, 2]
 
 
 def test_nothing_to_do_is_said(tmp_path):

@@ -12,7 +12,7 @@ from ..errors import LuminaError
 from ..hashing import state_hash
 from ..prepared import progress_bar
 from ..statistics import standardised_scores
-from ..validation.results import kept_parts, png, save, table
+from ..validation.results import kept_each, png, save, table
 from .kept import songs_hash
 from .masks import Piece
 from .recipe import UnlearningRecipe
@@ -90,7 +90,8 @@ def _by_fingerprints(attributor: tp.Any, subject: Subject, pieces: tp.Sequence[P
 def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path,
               attributor: tp.Any = None, fisher: tp.Optional[Path] = None,
               part: float = SHORT, sketched: bool = False) -> tp.List[Answer]:
-    """Forget each query and score the songs; what an earlier call has finished is read.
+    """Forget each query and score the songs; what an earlier call has finished is read,
+    whichever queries that was asked about.
 
     Args:
         pieces (sequence of Piece): Queries. attributor (optional): Score a shortlist alone, by its fingerprints.
@@ -115,17 +116,21 @@ def attribute(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Pi
             among = shortlists(attributor, subject, some, part, near)
         found = opened[0].scores(queries, among)
         return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    settings = {'recipe': recipe.hash, 'model': state_hash(subject.weights),
-             'songs': songs_hash(subject.songs),
-             'fast': [None if attributor is None else attributor.store.hash, sketched],
-             'part': part, 'queries': [[piece.id, songs_hash([piece])] for piece in pieces]}
-    kept = kept_parts(out / 'kept', settings, list(pieces), make, 'unlearning', TOGETHER)
+    settings = {'recipe': recipe.hash, 'model': state_hash(subject.weights), 'songs': songs_hash(subject.songs),
+                'fast': [None if attributor is None else attributor.store.hash, sketched], 'part': part}
+    keys = [songs_hash([Piece('', piece.examples)]) for piece in pieces]  # by content: names may change
+    kept = kept_each(out / 'kept', settings, dict(zip(keys, pieces, strict=True)), make, 'unlearning', TOGETHER)
     ids = [song.id for song in subject.songs]
-    facts = {name: kept[name] for name in ('lr', 'relative', 'before', 'after')}
-    return [Answer(piece.id, ids, [subject.titles.get(one) for one in ids], kept['scores'][row], recipe=recipe,
-                   unit=subject.unit,
-                   shortlist=int(np.isfinite(kept['scores'][row]).sum()),
-                   **{name: float(values[row]) for name, values in facts.items()}) for row, piece in enumerate(pieces)]
+    titles = [subject.titles.get(one) for one in ids]
+    return [_answer(piece.id, ids, titles, kept[key], recipe, subject.unit)
+            for key, piece in zip(keys, pieces, strict=True)]
+
+
+def _answer(query: str, ids: tp.List[str], titles: tp.List[tp.Optional[str]], kept: tp.Mapping[str, FloatArray],
+            recipe: UnlearningRecipe, unit: str) -> Answer:
+    facts = {name: float(kept[name]) for name in ('lr', 'relative', 'before', 'after')}
+    return Answer(query, ids, titles, kept['scores'], recipe=recipe, unit=unit,
+                  shortlist=int(np.isfinite(kept['scores']).sum()), **facts)
 
 
 def markdown(answer: Answer) -> str:

@@ -82,6 +82,33 @@ def kept_parts(folder: Path, facts: tp.Any, items: tp.Sequence[T],
     return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
 
 
+def kept_each(folder: Path, facts: tp.Any, items: tp.Mapping[str, T],
+              make: tp.Callable[[tp.Sequence[T]], tp.Mapping[str, FloatArray]], label: str, part: int = PART
+              ) -> tp.Dict[str, tp.Dict[str, FloatArray]]:
+    """Results of items that are kept one by one, whatever they are asked for together with; made a few at a time.
+
+    Args:
+        folder (Path): Where they are kept. facts: All that the results depend on but the items, ready for JSON.
+        items (mapping): By keys of their content, ready for JSON; an item's result depends on no other item.
+        make, label, part: As of `kept_parts`.
+    Returns:
+        dict: By key, the item's row of each array, [...].
+    """
+    place = folder / digest([__version__, 'each', facts])
+    paths = {key: place / f'{digest(key)}.safetensors' for key in items}
+    found = {key: arrays for key, path in paths.items() if (arrays := _read(path)) is not None}
+    missing = [key for key in items if key not in found]
+    with tqdm(total=len(items), initial=len(found), desc=label, dynamic_ncols=True, delay=1) as bar:
+        for first in range(0, len(missing), part):
+            keys = missing[first:first + part]
+            made = make([items[key] for key in keys])
+            for row, key in enumerate(keys):
+                found[key] = {name: np.array(array[row], np.float64, order='C') for name, array in made.items()}
+                write_atomic(paths[key], safetensors.numpy.save(found[key]))
+            bar.update(len(keys))
+    return {key: found[key] for key in items}
+
+
 def _read(path: Path) -> tp.Optional[tp.Dict[str, FloatArray]]:
     if not path.is_file():
         return None
