@@ -62,6 +62,7 @@ RUN_BY = [
      'tests/test_unlearn_command.py::test_a_shortlist_asks_about_fewer_songs'),
     ('', r'lumina unlearn attribute',
      'tests/test_unlearn_command.py::test_a_recording_is_attributed_and_what_is_finished_is_read'),
+    ('', r'lumina unlearn draws', 'tests/test_unlearn_draws.py::test_the_command_in_a_process_of_its_own'),
     ('', r'lumina unlearn self', 'tests/test_unlearn_command.py::test_songs_find_themselves'),
     ('', r'lumina unlearn grid', 'tests/test_unlearn_command.py::test_a_grid_is_judged_and_goes_on'),
     ('', r'lumina unlearn compare --model DIFFUSION',

@@ -57,7 +57,7 @@ def markdown(result: Comparison) -> str:
     """Truth, agreement and concentration, as tables."""
     prompt = ', prompts masked' if result.masked else ''
     parts = [f"{result.queries} queries ({result.family}{prompt}) against {result.songs} songs; means over queries "
-             "with 95 % bootstrap intervals.\n"]
+             "with 95 % bootstrap intervals, of agreement in `compare.json`.\n"]
     if 'draws' in result.facts:
         parts.append(f"{DRAWN.format(result.facts['draws'])}\n")
     known = [measure for measure in TRUTHS if any(measure in one for one in result.truths.values())]
@@ -70,7 +70,7 @@ def markdown(result: Comparison) -> str:
                   result.agreements.overlap}
     names = result.agreements.methods
     for title, matrix in titles.items():
-        parts.append(f"## {title}\n")
+        parts.append(f"## {title}, ± {_widest(matrix):.2f} at most\n")
         parts.append(table(['', *names], [[name, *(row[:place] + ['1'] + row[place + 1:])] for place, (name, row) in
                                           enumerate(zip(names, _cells(matrix), strict=True))]))
     parts.append("## Concentration: share of the positive scores on the first songs\n")
@@ -82,7 +82,12 @@ def markdown(result: Comparison) -> str:
 
 
 def _cells(matrix: Matrix) -> tp.List[tp.List[str]]:
-    return [[str(one) for one in row] for row in matrix]
+    return [[f'{one.mean:.2f}' for one in row] for row in matrix]
+
+
+def _widest(matrix: Matrix) -> float:
+    """How far an interval reaches from its mean."""
+    return max(max(one.high - one.mean, one.mean - one.low) for row in matrix for one in row)
 
 
 def _cell(one: Interval) -> str:
