@@ -207,12 +207,11 @@ def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] 
               before: tp.Sequence[float] = ()) -> Path:
     """Write grid.md, grid.json and grid.png. Arguments as for `markdown`."""
     ordered = [point for point in sorted(points, key=lambda p: -p.chosen_by(families[0])) if not point.error]
-    panels = [Panel(f'{family} queries', [interval(point.lds[family]) for point in ordered]) for family in families]
+    panels = [Panel(f'LDS, {family} queries', [interval(point.lds[family]) for point in ordered]) for family in families]
     if before:  # lines where generations of the untouched model lie
         panels.append(Panel('Fréchet distance after', [interval(point.frechet) for point in ordered],
                             (min(before), max(before))))
-    picture = dots(titles(ordered), panels, f'LDS, mean and 95 % interval over queries ({shared(ordered)})',
-                   limits=None)
+    picture = dots(titles(ordered), panels, f'mean and 95 % interval over queries ({shared(ordered)})', limits=None)
     data = {'before': list(before), 'points': [
         {'recipe': point.recipe.model_dump(), 'error': point.error, 'lds': point.lds, 'linear': point.linear,
          'lr': point.lr, 'relative': point.relative, 'rise': point.rise, 'seconds': point.seconds,
