@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from lumina_plugin.dit.latents import LatentEncoder
 from lumina_plugin.dit.objective import DiffusionLoss
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.fingerprint import Song
@@ -15,7 +17,7 @@ from lumina_plugin.unlearning.diffusion import DiffusionSubject
 from lumina_plugin.unlearning.fisher import diagonal_fisher
 from lumina_plugin.unlearning.recipe import unlearning_recipe
 from lumina_plugin.unlearning.scoring import Unlearner
-from lumina_plugin.unlearning.step import forget, lent_to
+from lumina_plugin.unlearning.step import forget, lent_to, loss_of
 from lumina_plugin.unlearning.subject import LAYERS
 
 from .tiny_dit import tiny_dit, tiny_examples
@@ -168,3 +170,27 @@ def test_a_step_is_up_the_loss_of_the_query(subject):
     unlearner = subject.unlearner(recipe, progress_bar)
     gone = forget(unlearner.learner, unlearner.fisher, subject.query_of(subject.songs[1], recipe), recipe, 4)
     assert gone.after > gone.before and gone.relative == pytest.approx(3e-3, rel=0.5)
+
+
+def test_a_recording_is_asked_about_in_all_its_windows(dit, tmp_path, caplog):
+    """Two and a half of them, of a run whose songs are cut to one: weighted by their frames, and told."""
+    caplog.set_level('INFO')
+    generator = np.random.default_rng(0)
+    for name, windows in (('long', 2.5), ('short', 0.9)):
+        wav = 0.3 * generator.standard_normal(round(windows * dit.seconds * dit.sample_rate))
+        soundfile.write(tmp_path / f'{name}.wav', wav, dit.sample_rate, subtype='FLOAT')
+    encoder = LatentEncoder(dit, windows=1, cache=tmp_path / 'cache')
+    subject = DiffusionSubject(tmp_path, dit, [Song('song-0', tiny_examples(dit, 1))], encoder=encoder)
+    assert len(subject.pieces([tmp_path / 'short.wav'])[0].examples) == 1 and not caplog.text
+    piece, = subject.pieces([tmp_path / 'long.wav'], 'slow waltz')
+    assert [example.valid_frames for example in piece.examples] == [dit.frames, dit.frames, dit.frames // 2]
+    assert [example.start for example in piece.examples] == pytest.approx([0, dit.seconds, 2 * dit.seconds])
+    assert len([record for record in caplog.records if '3 windows of' in record.getMessage()]) == 1
+    assert encoder.windows == 1 and len(encoder.file(tmp_path / 'long.wav', 'long')) == 1  # songs stay as they were
+    recipe = recipe_of(subject, mask='mixed')
+    learner, query = subject.learner(recipe), subject.query_of(piece, recipe)
+    values, weights = learner.values(query.examples).double(), [dit.frames, dit.frames, dit.frames // 2]
+    assert [example.weight for example in query.examples] == weights  # nothing of it is silent
+    assert loss_of(learner, query) == pytest.approx(float(values @ torch.tensor(weights).double()) / sum(weights))
+    assert len(set(values.tolist())) == 3
+    assert loss_of(learner, subject.query_of(piece, recipe_of(subject))) != pytest.approx(loss_of(learner, query))

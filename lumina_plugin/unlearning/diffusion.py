@@ -4,7 +4,9 @@ Losses are means over fixed draws of timestep and noise, the same before and aft
 2,048 are used): what a score measures is far smaller than what another noise would change.
 """
 
+import copy
 import dataclasses
+import logging
 import typing as tp
 from pathlib import Path
 
@@ -24,7 +26,10 @@ from .recipe import UnlearningRecipe
 from .scoring import FloatArray
 from .subject import Subject
 
+logger = logging.getLogger(__name__)
+
 SECONDS = 10.
+MOST_WINDOWS = 1 << 30  # of a query: all that there are
 STEPS = 30  # of the sampler
 _BLOCKS = r'transformer\.transformer_blocks\.\d+\.'
 LAYER_GROUPS = {  # weight matrices of diffusers' `StableAudioDiTModel`
@@ -102,14 +107,21 @@ class DiffusionSubject(Subject):
         return LatentMasker(self.dit, recipe.silence_db)
 
     def pieces(self, files: tp.Sequence[Path], text: tp.Optional[str] = None) -> tp.List[Piece]:
+        """All windows of each recording; a last one of less than a quarter is left out."""
         if self.encoder is None:
             raise ValueError("a subject without an encoder reads no recordings")
+        whole = copy.copy(self.encoder)  # a query is read to its end, whatever part of its songs a run is trained on
+        whole.windows = MOST_WINDOWS
         found = []
         for file in files:
-            examples = self.encoder.file(file, file.stem, text)
+            examples = whole.file(file, file.stem, text)
             if not examples:
                 raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
             found.append(Piece(file.stem, examples))
+        longest = max(found, key=lambda piece: len(piece.examples))
+        if len(longest.examples) > self.encoder.windows:
+            logger.info("%s is asked about whole, in %d windows of %.3g s; of its songs the model knows the first %d "
+                        "(dit.windows).", longest.id, len(longest.examples), self.dit.seconds, self.encoder.windows)
         return found
 
     def generated(self, count: int, seed: int) -> tp.List[torch.Tensor]:
