@@ -76,8 +76,8 @@ def grid(
 ) -> None:
     """Which step, Fisher information, layers and mask foretell retraining? By the suite's ground truth.
 
-    Writes grid.md, grid.json and grid.png. Called again it goes on where it was stopped. The same as a dora grid:
-    `dora grid lumina.unlearning`.
+    The truth is of the run's last checkpoint, so that no earlier one is measured. Writes grid.md, grid.json and
+    grid.png. Called again it goes on where it was stopped. The same as a dora grid: `dora grid lumina.unlearning`.
     """
     from ..errors import LuminaError
     from ..unlearning import grid as module
