@@ -4,19 +4,25 @@ import dataclasses
 import json
 import math
 
+import omegaconf
 import pytest
+import torch
 import treetable
 
 from grids.lumina._explorers import UnlearningExplorer
 from lumina_plugin import inputs, train
 from lumina_plugin.catalogue_pass import run_songs
+from lumina_plugin.dit.ground_truth import DiTTruth
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.models import load_musicgen
 from lumina_plugin.unlearning import grid
+from lumina_plugin.unlearning.opened import open_bench
 from lumina_plugin.unlearning.recipe import UnlearningRecipe, unlearning_recipe
 from lumina_plugin.unlearning.solver import read_settings
 from lumina_plugin.validation.ground_truth import make_ground_truth
 from lumina_plugin.validation.plan import plan_models
+
+from .tiny_dit import tiny_dit, tiny_examples
 
 SOLVER = 'solver=lumina/unlearning'
 SMALL = ['unlearning.targets=2', 'unlearning.generations=2', 'unlearning.moved=1', 'unlearning.fisher=diagonal',
@@ -179,6 +185,25 @@ def test_bad_input_is_one_sentence(overrides, told, runs):
     with pytest.raises(LuminaError, match=told) as refused:
         settings_of(runs, *overrides)
     assert '\n' not in str(refused.value)
+
+
+def test_a_diffusions_truth_names_its_run(runs, tmp_path):
+    """Which is looked for where a MusicGen's is; a run of the other kind is refused, as is one that is not there."""
+    dit, cfg = tiny_dit(), train.main.get_xp(['solver=lumina/dit_quickstart']).cfg
+    path = DiTTruth(['song-0'], tiny_examples(dit, 2), ['free', 'heldout'], [], torch.zeros(0, 2, 4),
+                    {'run': '0d1f0d1f'}).save(tmp_path / 'work' / 'dit_ground_truth.safetensors')
+    empty = (f'unlearning.truth={path}', 'unlearning.of=')
+    with pytest.raises(LuminaError, match='empty, and the ground truth is of run 0d1f0d1f, but there is no run 0d1f'):
+        settings_of(runs, *empty)
+    with pytest.raises(LuminaError, match='There is no run 0d1f0d1f below'):
+        open_bench(path)
+    folder = tmp_path / 'xps' / '0d1f0d1f'
+    (folder / '.hydra').mkdir(parents=True)
+    omegaconf.OmegaConf.save(cfg, folder / '.hydra' / 'config.yaml')
+    found = settings_of(runs, *empty)
+    assert found.of == folder and found.truth == path
+    with pytest.raises(LuminaError, match='a MusicGen, but .* is the ground truth of a diffusion'):
+        settings_of(runs, f'unlearning.truth={path}')
 
 
 def test_a_run_of_unlearning_cannot_be_unlearnt_from(runs, judged):

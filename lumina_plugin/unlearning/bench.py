@@ -4,6 +4,8 @@ import abc
 import typing as tp
 from pathlib import Path
 
+import safetensors
+
 from ..errors import LuminaError
 from ..hashing import state_hash
 from ..validation.lds import HalfLosses, half_losses
@@ -18,6 +20,16 @@ if tp.TYPE_CHECKING:
     from ..dit.ground_truth import DiTTruth
 
 FAMILIES = {'free': False, 'continued': True, 'heldout': False}  # and whether a prompt's frames are left out
+
+
+def of_diffusion(truth: Path) -> bool:
+    """Whether a file is a ground truth of a diffusion; not of one that cannot be read."""
+    from ..dit.ground_truth import FORMAT
+    try:
+        with safetensors.safe_open(str(truth), 'pt') as file:
+            return (file.metadata() or {}).get('format') == FORMAT
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 class Bench(abc.ABC):

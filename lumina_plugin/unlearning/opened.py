@@ -9,7 +9,7 @@ from torch import nn
 from .. import compat
 from ..errors import LuminaError
 from ..validation.lds import HalfLosses
-from .bench import Bench, DiffusionBench, MusicGenBench
+from .bench import Bench, DiffusionBench, MusicGenBench, of_diffusion
 from .diffusion import DiffusionSubject
 from .masks import Piece
 from .musicgen import SECONDS, MusicGenSubject
@@ -64,6 +64,8 @@ def open_bench(truth: tp.Optional[Path] = None, model: tp.Optional[tp.Union[str,
     from ..dit.ground_truth import DiTTruth
     from ..models import run_key
     from ..validation.opened import open_truth
+    if model is None and truth is not None and of_diffusion(truth):
+        model = str(DiTTruth.load(truth).facts['run'])
     if model is not None and run_key(run_of(model), 'solver') == 'lumina_dit':
         if truth is None:
             raise LuminaError("A diffusion is judged by a ground truth of its own; make one with "

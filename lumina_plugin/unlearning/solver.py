@@ -101,6 +101,7 @@ def _families(value: tp.Any) -> tp.List[str]:
 
 def _trained(of: str, truth: tp.Optional[Path], runs: Path) -> Path:
     """Folder of the trained run that `unlearning.of`, or else the truth, names."""
+    from .bench import of_diffusion
     if not of and truth is None:
         raise LuminaError("unlearning.of is empty: name a trained run by its signature or its folder.")
     name = of.removeprefix('//sig/') if of else _run_of(tp.cast(Path, truth))
@@ -119,12 +120,18 @@ def _trained(of: str, truth: tp.Optional[Path], runs: Path) -> Path:
     if solver not in TRAINED:
         raise LuminaError(f"{told}, a run of solver={solver}; name the training of a MusicGen or of a latent "
                           "diffusion transformer (solver=lumina/...).")
+    if truth is not None and solver != 'lumina_dit' and of_diffusion(truth):
+        raise LuminaError(f"{told}, a MusicGen, but {truth} is the ground truth of a diffusion; leave the key empty "
+                          "for the run that the truth was made of, or name a truth of this run.")
     return found.absolute()
 
 
 def _run_of(truth: Path) -> str:
+    """Signature of the run that a ground truth was made of, a MusicGen's or a diffusion's."""
+    from ..dit.ground_truth import DiTTruth
     from ..validation.truth import GroundTruth
-    return str(GroundTruth.load(truth).facts['run'])
+    from .bench import of_diffusion
+    return str((DiTTruth if of_diffusion(truth) else GroundTruth).load(truth).facts['run'])
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
