@@ -223,7 +223,11 @@ def test_points_are_told_by_what_differs():
 
 
 @pytest.mark.parametrize('argv, told', [
-    (['fisher', 'nowhere'], 'is no dora run'),
+    (['fisher', 'nowhere'], 'nowhere is no dora run.*--catalogue'),
+    (['self', 'nowhere/at-all'], 'is no dora run.*--catalogue'),
+    (['fisher', 'nowhere', '--catalogue', 'SONGS'], 'There is no model nowhere'),
+    (['fisher', 'nowhere', '--catalogue', 'missing.jsonl'], 'missing.jsonl does not exist'),
+    (['fisher', 'nowhere', '--catalogue', 'SONGS', '--checkpoint', 'epoch-0002'], 'leave --checkpoint away'),
     (['fisher', 'RUN', '--checkpoint', 'epoch-0099'], "no checkpoint 'epoch-0099'.*choose of epoch-"),
     (['fisher', 'RUN', '--set', 'lr=1', '--set', 'relative=1'], 'give one of them'),
     (['fisher', 'RUN', '--set', 'steps'], 'is not KEY=VALUE'),
@@ -237,7 +241,8 @@ def test_points_are_told_by_what_differs():
     (['self', 'RUN', '--embedding', 'ear'], "no embedding 'ear'"),
     (['grid', '--family', 'none'], "no queries 'none'")])
 def test_bad_input_is_told_in_a_sentence(argv, told, project, tmp_path, capsys):
-    places = {'RUN': str(project.folder()), 'SILENCE': str(project.root / 'songs' / 'silence.wav')}
+    places = {'RUN': str(project.folder()), 'SILENCE': str(project.root / 'songs' / 'silence.wav'),
+              'SONGS': str(project.manifest)}
     with pytest.raises(SystemExit) as stopped:
         main(['unlearn', *(places.get(word, word) for word in argv)])
     assert stopped.value.code == 2 and re.search(told, capsys.readouterr().err)

@@ -30,6 +30,10 @@ Checkpoint = tp.Annotated[tp.Optional[str], typer.Option(
 Moved = tp.Annotated[int, typer.Option(min=1, help="After how many forgotten pieces those are generated.")]
 Embedding = tp.Annotated[str, typer.Option(help="What listens to generations: auto, openl3, clap or codec.")]
 Clap = tp.Annotated[tp.Optional[str], typer.Option(help="Folder or hub name of a CLAP.")]
+Catalogue = tp.Annotated[tp.Optional[Path], typer.Option(
+    '--catalogue', '-c', help="Manifest of the songs that the model was trained on, or its folder; a run's own unless "
+                              "said. With it the model may also be an exported folder or a hub's name, and what is "
+                              "made once for that is kept in kept-model/ of --out.")]
 Suite = tp.Annotated[Path, typer.Option(help="Folder of `lumina validate`, whose ground truth judges.")]
 Truth = tp.Annotated[tp.Optional[Path], typer.Option(help="A ground truth of another folder.")]
 
@@ -112,13 +116,14 @@ def _axis(text: str) -> tp.Tuple[str, tp.List[tp.Any]]:
 @unlearn_app.command('fisher')
 def fisher(
     model: Model, out: Out = OUT, recipe: RecipeName = 'default', settings: Settings = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = None, catalogue: Catalogue = None,
     device: Device = None,
 ) -> None:
     """Go over the songs once: which weights they hold on to, and how well the model knows each of them.
 
-    Both are kept beside the checkpoint, in `fisher/` of the run's folder; every other command uses them. Writes
-    fisher.md, fisher.json and fisher.png. Called again it goes on where it was stopped.
+    Both are kept beside the checkpoint, in `fisher/` of the run's folder; every other command uses them. Those of a
+    model that is no run are kept below --out, and the other commands find them by the same --out. Writes fisher.md,
+    fisher.json and fisher.png. Called again it goes on where it was stopped.
     """
     import time
 
@@ -126,7 +131,7 @@ def fisher(
     from ..unlearning import fisher_report as module
     from ..unlearning.kept import path_of
     from ..unlearning.opened import open_subject
-    subject = open_subject(model, device, checkpoint)
+    subject = open_subject(model, device, checkpoint, catalogue, out)
     chosen = subject.adapted(recipe_of(recipe, settings))
     begun = time.perf_counter()
     found = subject.unlearner(chosen, progress_bar)
@@ -157,7 +162,7 @@ def attribute(
         '--store', '-s', help="Fingerprints for --fast; those beside the run's checkpoints unless said.")] = None,
     fisher: tp.Annotated[tp.Optional[Path], typer.Option(
         help="A file of Fisher information; the run's own unless said.")] = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = None, catalogue: Catalogue = None,
     device: Device = None,
 ) -> None:
     """Forget each recording, and see which training songs the model gets worse at.
@@ -168,7 +173,7 @@ def attribute(
     from ..unlearning.opened import open_subject
     from ..workflows import quickstart_run
     chosen = recipe_of(recipe, settings)
-    subject = open_subject(model or str(quickstart_run()), device, checkpoint)
+    subject = open_subject(model or str(quickstart_run()), device, checkpoint, catalogue, out)
     pieces = subject.pieces(recordings_of(files), text)
     attributor = _attributor(subject, store) if fast else None
     for answer in module.attribute(subject, subject.adapted(chosen), pieces, out, attributor, fisher, part, fast):
@@ -202,7 +207,7 @@ def own(
     generations: tp.Annotated[int, typer.Option(
         min=0, help="Clips per Fréchet distance; 0 leaves it out.")] = 32,
     moved: Moved = 3, embedding: Embedding = 'auto', clap: Clap = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = None, catalogue: Catalogue = None,
     device: Device = None,
 ) -> None:
     """Forget training songs one at a time: does the model lose the song itself first, and what else?
@@ -214,7 +219,7 @@ def own(
     from ..unlearning.opened import open_subject
     from ..unlearning.recipe import unlearning_recipe
     from ..unlearning.subject import LAYERS
-    subject = open_subject(model, device, checkpoint)
+    subject = open_subject(model, device, checkpoint, catalogue, out)
     groups = layers or [one for one in LAYERS if subject.has_layers(one)]
     fixed = dict(map(_setting, settings or []))
     recipes = [subject.adapted(unlearning_recipe(recipe, **{**fixed, 'layers': group, 'mask': one}))

@@ -1,5 +1,6 @@
-"""A run, opened for unlearning: a MusicGen's or a latent diffusion transformer's, with the songs of its training."""
+"""A generator, opened for unlearning: MusicGen or a latent diffusion transformer, with the songs of its training."""
 
+import dataclasses
 import typing as tp
 from pathlib import Path
 
@@ -18,23 +19,41 @@ from .subject import Subject
 if tp.TYPE_CHECKING:
     from ..catalogue import Catalogue
 
+OUT = Path('outputs/unlearning')
+KEPT = 'kept-model'  # of models that are no runs, below OUT
+
 
 def open_subject(source: tp.Union[str, Path], device: tp.Optional[str] = None,
-                 checkpoint: tp.Optional[str] = None) -> Subject:
-    """A dora run with the songs that it was trained on.
+                 checkpoint: tp.Optional[str] = None, catalogue: tp.Optional[tp.Union[str, Path]] = None,
+                 out: tp.Union[str, Path] = OUT) -> Subject:
+    """A generator with the songs that it was trained on.
 
     Args:
-        source (str or path): Its folder or signature. device (str, optional): cpu or cuda.
+        source (str or path): Folder or signature of a dora run; with a catalogue also an exported MusicGen folder, a
+            folder of a Stable Audio pipeline, or a hub's name of either.
+        device (str, optional): cpu or cuda.
         checkpoint (str, optional): One whose weights the run's fingerprinting kept, e.g. epoch-0004; the last unless
             said.
+        catalogue (str or path, optional): Manifest of those songs, or its folder; a run's own unless said.
+        out (str or path): Of what is no run, Fisher information, losses and codes are kept in `kept-model/HASH` of this
+            folder; those of a run in the run's.
     Raises:
-        LuminaError: when it is no run, its songs cannot be found, or there is no such checkpoint.
+        LuminaError: when it is no run and no catalogue is given, the model or its songs cannot be found, or there is
+            no such checkpoint.
     """
-    from ..models import run_key
+    from ..catalogue import Catalogue
+    from ..models import run_folder, run_key
     compat.install()  # before anything of audiocraft is imported
-    run = run_of(source)
-    opened = _diffusion if run_key(run, 'solver') == 'lumina_dit' else _musicgen
-    return opened(run, device, checkpoint)
+    run = run_folder(source)
+    if run is None and catalogue is None:
+        raise LuminaError(f"{source} is no dora run, which would know its songs; name the songs that it was trained on "
+                          "by --catalogue, or the folder or the signature of a training.")
+    if run is None and checkpoint is not None:
+        raise LuminaError(f"{source} is no dora run and has one checkpoint; leave --checkpoint away.")
+    songs = training_songs(tp.cast(Path, run)) if catalogue is None else Catalogue.from_manifest(catalogue)
+    wanted = _Wanted(run or source, run, Path(out), songs, catalogue is None, device, checkpoint)
+    diffusion = _is_pipeline(source) if run is None else run_key(run, 'solver') == 'lumina_dit'
+    return _diffusion(wanted) if diffusion else _musicgen(wanted)
 
 
 def run_of(source: tp.Union[str, Path]) -> Path:
@@ -111,38 +130,69 @@ def training_songs(run: Path) -> 'Catalogue':
     return Catalogue.from_manifest(found[0])
 
 
-def _musicgen(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str]) -> MusicGenSubject:
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What is opened; `run` is None where `source` is no run, `own` tells that the songs are those that a run names."""
+    source: tp.Union[str, Path]
+    run: tp.Optional[Path]
+    out: Path
+    catalogue: 'Catalogue'
+    own: bool
+    device: tp.Optional[str]
+    checkpoint: tp.Optional[str]
+
+    def home(self, module: nn.Module) -> Path:
+        """Where Fisher information and losses are kept: the run's folder, or that of these weights."""
+        if self.run is not None:
+            return self.run
+        from ..atomic import writable_folder
+        from ..hashing import state_hash
+        return writable_folder(self.out / KEPT / state_hash(module.state_dict())[:12])
+
+    @property
+    def titles(self) -> tp.Dict[str, tp.Optional[str]]:
+        return {track.id: track.title for track in self.catalogue}
+
+
+def _is_pipeline(source: tp.Union[str, Path]) -> bool:
+    """Whether what is no run is a Stable Audio pipeline: a folder by what lies in it, a hub's by its name."""
+    return (Path(source) / 'model_index.json').is_file() or str(source).startswith('stabilityai/stable-audio')
+
+
+def _musicgen(wanted: _Wanted) -> MusicGenSubject:
     from ..codec import codec_hash
     from ..models import load_musicgen
     from ..prepared import prepare
     from ..tokens import Tokenizer
-    catalogue, musicgen = training_songs(run), load_musicgen(run, device)
-    codec = musicgen.compression_model
-    tokenizer = Tokenizer(codec, codec_hash(codec), SECONDS, cache=run / 'lumina' / 'codes')
-    prepared = prepare(catalogue, tokenizer, musicgen.lm)
-    return MusicGenSubject(run, musicgen.lm, codec, prepared.songs, _state(run, musicgen.lm, checkpoint), tokenizer,
-                           {track.id: track.title for track in catalogue})
+    musicgen = load_musicgen(wanted.source, wanted.device)
+    codec, home = musicgen.compression_model, wanted.home(musicgen.lm)
+    tokenizer = Tokenizer(codec, codec_hash(codec), SECONDS, cache=home / 'lumina' / 'codes')
+    prepared = prepare(wanted.catalogue, tokenizer, musicgen.lm)
+    return MusicGenSubject(home, musicgen.lm, codec, prepared.songs, _state(wanted, musicgen.lm), tokenizer,
+                           wanted.titles)
 
 
-def _diffusion(run: Path, device: tp.Optional[str], checkpoint: tp.Optional[str]) -> DiffusionSubject:
+def _diffusion(wanted: _Wanted) -> DiffusionSubject:
     from ..dit.latents import LatentEncoder, prepare_latents
     from ..dit.loading import load_dit
     from ..dit.solver import chosen_songs
     from ..models import default_device, run_config, run_key
-    catalogue, dit = training_songs(run), load_dit(run, device or default_device())
-    encoder = LatentEncoder(dit, int(run_key(run, 'dit.windows') or 1),
-                            run_key(run, 'lumina.latents_cache') or run / 'lumina' / 'latents')
-    prepared = prepare_latents(catalogue, encoder)
-    trained = set(chosen_songs([song.id for song in prepared.songs], run_config(run).dit.subset))
-    songs = [song for song in prepared.songs if song.id in trained]
-    return DiffusionSubject(run, dit, songs, _state(run, dit.denoiser, checkpoint), encoder,
-                            {track.id: track.title for track in catalogue})
+    dit, run = load_dit(wanted.source, wanted.device or default_device()), wanted.run
+    home, windows, cache = wanted.home(dit.denoiser), 1, None
+    if run is not None:
+        windows, cache = int(run_key(run, 'dit.windows') or 1), run_key(run, 'lumina.latents_cache')
+    encoder = LatentEncoder(dit, windows, cache or home / 'lumina' / 'latents')
+    songs = prepare_latents(wanted.catalogue, encoder).songs
+    if run is not None and wanted.own:
+        trained = set(chosen_songs([song.id for song in songs], run_config(run).dit.subset))
+        songs = [song for song in songs if song.id in trained]
+    return DiffusionSubject(home, dit, songs, _state(wanted, dit.denoiser), encoder, wanted.titles)
 
 
-def _state(run: Path, module: nn.Module, checkpoint: tp.Optional[str]
-           ) -> tp.Optional[tp.Mapping[str, torch.Tensor]]:
+def _state(wanted: _Wanted, module: nn.Module) -> tp.Optional[tp.Mapping[str, torch.Tensor]]:
     from ..validation.tracin import run_checkpoints
-    if checkpoint is None:
+    run, checkpoint = wanted.run, wanted.checkpoint
+    if checkpoint is None or run is None:
         return None
     known = {one.name: one.state for one in run_checkpoints(run, module)}
     if checkpoint not in known:
