@@ -207,7 +207,8 @@ def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] 
               before: tp.Sequence[float] = ()) -> Path:
     """Write grid.md, grid.json and grid.png. Arguments as for `markdown`."""
     ordered = [point for point in sorted(points, key=lambda p: -p.chosen_by(families[0])) if not point.error]
-    panels = [Panel(f'LDS, {family} queries', [interval(point.lds[family]) for point in ordered]) for family in families]
+    panels = [Panel(f'LDS, {family} queries', [interval(point.lds[family]) for point in ordered])
+              for family in families]
     if before:  # lines where generations of the untouched model lie
         panels.append(Panel('Fréchet distance after', [interval(point.frechet) for point in ordered],
                             (min(before), max(before))))
