@@ -54,6 +54,23 @@ def test_every_number_is_an_unlearning_of_its_own(subject, pieces, tmp_path):
     assert 'LDS at T' in draws.markdown(found)
 
 
+def test_the_first_ten_can_be_looked_for_among_the_highest(subject, pieces, tmp_path):
+    whole = draws.measure(subject, RECIPE, pieces, tmp_path, 2, 8)
+    few = draws.measure(subject, RECIPE, pieces, tmp_path, 2, 8, among=11)
+    scores = {}
+    for count in (2, 4, 8):
+        recipe = subject.adapted(RECIPE).model_copy(update={'draws': count})
+        scores[count] = subject.unlearner(recipe, progress_bar).scores([subject.query_of(p, recipe)
+                                                                        for p in pieces]).scores
+    for row, one in zip(few.rows, (2, 4), strict=True):
+        kept = [set(np.argsort(-line)[:11]) for line in scores[2]]
+        first = [[set(sorted(some, key=lambda song: -line[song])[:10])
+                  for some, line in zip(kept, scores[count], strict=True)] for count in (one, 2 * one)]
+        assert row.unmoved == sum(a == b for a, b in zip(*first, strict=True)) and row.lds is None
+    assert few.rows[0].seconds == whole.rows[0].seconds  # what was measured of all songs was read
+    assert 'only the 11 songs' in draws.markdown(few)
+
+
 def test_what_was_measured_is_read(subject, pieces, tmp_path, monkeypatch):
     found = draws.measure(subject, RECIPE, pieces, tmp_path, 2, 4)
     monkeypatch.setattr(DiffusionSubject, 'unlearner', None)
@@ -73,6 +90,8 @@ def test_what_has_no_answer_is_refused(subject, pieces, tmp_path, project):
     from lumina_plugin.unlearning.opened import free_pieces
     with pytest.raises(LuminaError, match='raise the last number to 16'):
         draws.measure(subject, RECIPE, pieces, tmp_path, 8, 12)
+    with pytest.raises(LuminaError, match='among 10 of 12'):
+        draws.measure(subject, RECIPE, pieces, tmp_path, 2, 4, among=10)
     with pytest.raises(LuminaError, match='is no diffusion'):
         free_pieces(project.folder(), 2)
 

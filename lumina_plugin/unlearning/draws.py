@@ -52,11 +52,13 @@ class Draws:
 
     Args:
         recipe (UnlearningRecipe): At the first T. queries, songs (int): How many. rows (list of Doubling): By T.
+        among (int, optional): How many songs of each query were asked about with more than the first T.
     """
     recipe: UnlearningRecipe
     queries: int
     songs: int
     rows: tp.List[Doubling]
+    among: tp.Optional[int] = None
 
     @property
     def enough(self) -> tp.Optional[int]:
@@ -70,12 +72,13 @@ class Draws:
 
 
 def measure(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path, first: int = 16,
-            last: int = 256, halves: tp.Optional[HalfLosses] = None) -> Draws:
+            last: int = 256, halves: tp.Optional[HalfLosses] = None, among: tp.Optional[int] = None) -> Draws:
     """Unlearn every query with `first`, twice, four times … `last` draws; what was measured before is read.
 
     Args:
         pieces (sequence of Piece): Queries, before anything is masked. halves (HalfLosses, optional): What retraining
-            says of them.
+            says of them. among (int, optional): After `first` draws, ask only about so many songs, those that came
+            highest: the first ten are looked for among them.
     Raises:
         LuminaError: for a model whose loss has no draws, or fewer than two numbers of draws.
     """
@@ -86,28 +89,45 @@ def measure(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piec
     if len(tried) < 2:
         raise LuminaError(f"{first} draws cannot be doubled up to {last}; raise the last number to {2 * first} or "
                           "more.")
-    found = [_scores(subject, recipe.model_copy(update={'draws': draws}), pieces, out)
-             for draws in progress_bar(tried, 'draws', len(tried))]
-    rows = []
-    for draws, one, other in zip(tried, found, found[1:], strict=False):
-        common = overlap(one['scores'], other['scores'], TOP)
-        rows.append(Doubling(draws, int((common == 1).sum()), interval(common),
-                             interval(row_spearman(one['scores'], other['scores'])),
-                             None if halves is None else interval(lds(one['scores'], halves)),
-                             float(one['seconds'].mean())))
-    return Draws(recipe, len(pieces), len(subject.songs), rows)
+    if among is not None and not TOP < among <= len(subject.songs):
+        raise LuminaError(f"The first {TOP} songs cannot be looked for among {among} of {len(subject.songs)}; choose "
+                          "--among between these numbers.")
+    found: tp.List[tp.Dict[str, FloatArray]] = []
+    for draws in progress_bar(tried, 'draws', len(tried)):
+        some = None if among is None or not found else _highest(found[0]['scores'], among)
+        found.append(_scores(subject, recipe.model_copy(update={'draws': draws}), pieces, out, some))
+    rows = [_doubling(draws, one, other, halves) for draws, one, other in zip(tried, found, found[1:], strict=False)]
+    return Draws(recipe, len(pieces), len(subject.songs), rows, among)
 
 
-def _scores(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path
-            ) -> tp.Dict[str, FloatArray]:
-    """Scores [Q, N] and seconds [Q]."""
+def _highest(scores: FloatArray, count: int) -> tp.List[tp.List[int]]:
+    """The songs of each row that came highest."""
+    return [sorted(int(song) for song in np.argsort(-row, kind='stable')[:count]) for row in scores]
+
+
+def _doubling(draws: int, one: tp.Dict[str, FloatArray], other: tp.Dict[str, FloatArray],
+              halves: tp.Optional[HalfLosses]) -> Doubling:
+    asked = np.isfinite(other['scores'])  # [Q, N], as many in each row
+    both = [np.stack([row[some] for row, some in zip(found['scores'], asked, strict=True)]) for found in (one, other)]
+    whole = np.isfinite(one['scores']).all()
+    first, second = (np.where(np.isfinite(found['scores']), found['scores'], -np.inf) for found in (one, other))
+    common = overlap(first, second, TOP)
+    return Doubling(draws, int((common == 1).sum()), interval(common), interval(row_spearman(both[0], both[1])),
+                    interval(lds(one['scores'], halves)) if halves is not None and whole else None,
+                    float(one['seconds'].mean()))
+
+
+def _scores(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path,
+            among: tp.Optional[tp.List[tp.List[int]]] = None) -> tp.Dict[str, FloatArray]:
+    """Scores [Q, N], NaN where a song was not asked about, and seconds [Q]."""
     def make(some: tp.Sequence[Piece]) -> tp.Dict[str, FloatArray]:
         unlearner = subject.unlearner(recipe, progress_bar)
+        asked = None if among is None else [among[[piece.id for piece in pieces].index(one.id)] for one in some]
         begun = time.perf_counter()
-        found = unlearner.scores([subject.query_of(piece, recipe) for piece in some])
+        found = unlearner.scores([subject.query_of(piece, recipe) for piece in some], asked)
         return {'scores': found.scores, 'seconds': np.full(len(some), (time.perf_counter() - begun) / len(some))}
     facts = ['draws', recipe.hash, state_hash(subject.weights), songs_hash(subject.songs), songs_hash(pieces)]
-    return kept_parts(out / 'kept', facts, pieces, make, f'{recipe.draws} draws')
+    return kept_parts(out / 'kept', facts if among is None else [*facts, among], pieces, make, f'{recipe.draws} draws')
 
 
 def markdown(draws: Draws) -> str:
@@ -116,9 +136,12 @@ def markdown(draws: Draws) -> str:
     head = ['T', f'queries whose first {TOP} stay with 2 T', 'of these songs in common', 'Spearman of T and 2 T',
             *(['LDS at T'] if judged else []), 's/query']
     text = table(head, [[row.draws, f'{row.unmoved} of {draws.queries}', row.common, row.spearman,
-                         *([row.lds] if judged else []), f'{row.seconds:.1f}'] for row in draws.rows])
+                         *([row.lds or ''] if judged else []), f'{row.seconds:.1f}'] for row in draws.rows])
     text += (f'\n{draws.queries} queries against {draws.songs} songs; recipe {draws.recipe.name}, Fisher information '
              f'over {draws.recipe.fisher_draws} draws.')
+    if draws.among is not None:
+        text += (f' With more than {draws.rows[0].draws} draws only the {draws.among} songs that came highest with '
+                 'these were asked about, and correlation is among them.')
     if draws.enough is None:
         return text + (f' At {draws.rows[-1].draws} draws doubling still moves songs into or out of the first {TOP}: '
                        'ask for more.\n')
@@ -134,5 +157,5 @@ def save_draws(out: Path, draws: Draws) -> Path:
     picture = dots([f'T = {row.draws}' for row in draws.rows], panels,
                    f'mean and 95 % interval over {draws.queries} queries')
     data = {'recipe': draws.recipe.model_dump(), 'queries': draws.queries, 'songs': draws.songs,
-            'enough': draws.enough, 'rows': draws.rows}
+            'among': draws.among, 'enough': draws.enough, 'rows': draws.rows}
     return save(out, 'draws', markdown(draws), data, picture)
