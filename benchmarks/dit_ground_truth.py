@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument('--work', type=Path, default=Path('outputs/dit_ground_truth'))
     parser.add_argument('--part', default='0/1', help='this part of so many')
     parser.add_argument('--halves', type=int, default=24)
-    parser.add_argument('--draws', type=int, default=256)
+    parser.add_argument('--draws', type=int, default=64)
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed

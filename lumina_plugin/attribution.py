@@ -83,8 +83,8 @@ class Attributor:
         recipe (Recipe, optional): Other scoring, gate or checkpoints than the store's own recipe; what changes a
             fingerprint must agree with the store.
         batch_size (int): Chunks per pass.
-        checkpoint (str, optional): That of the store whose weights the model has, where it is not the last: the later
-            ones had no part in this model, and are left out.
+        checkpoint (str, optional): That of the store whose weights the model must have. Known by its weights anyway:
+            where it is not the last, the later ones had no part in this model and are left out.
     Attributes:
         watch (callable): Called with (done, all) checkpoints of a pass while a query is compared; what it raises ends
             the work.
@@ -107,9 +107,11 @@ class Attributor:
         self.batch_size, self.autocast = batch_size, autocast
         self.store.expect(codec_hash=self.codec_hash, model_config_hash=model_config_hash(lm),
                           recipe_hash=self.recipe.fingerprint_hash)
-        self._later = 0 if checkpoint is None else len(later_than(self.store, checkpoint))
         served = servable(self.store, checkpoint)
         self.live = live_checkpoint(self.store, lm, checkpoint)
+        self._later = len(later_than(self.store, self.live.name))
+        if self._later:  # known by its weights, whether or not it was named
+            served = servable(self.store, self.live.name)
         self._waiting = served.waiting
         self.checkpoints = served.checkpoints[-1:] if self.recipe.checkpoints == 'last' else served.checkpoints
         self.tokenizer = Tokenizer(codec, self.codec_hash, self.recipe.chunk_seconds, self.recipe.silence_db)

@@ -248,7 +248,8 @@ def _own_report(studio: Studio, job: Job) -> tp.Optional[AttributionReport]:
     except LuminaError:
         return None
     same = (report.query.kind != 'file' and report.query.sha256 == job.sha256 and
-            report.store.hash == studio.store.hash and report.recipe.hash == studio.attributor.recipe.hash and
-            (studio.checkpoint is None or report.model.checkpoint is not None and
-             report.model.checkpoint.name == studio.checkpoint))
+            report.store.hash == studio.store.hash and report.recipe.hash == studio.attributor.recipe.hash)
+    live, last = studio.attributor.live, studio.store.checkpoints[-1]
+    known = report.model.checkpoint
+    same = same and (last if known is None else known).model_hash == live.model_hash  # before 1.4 it was the last
     return report if same else None

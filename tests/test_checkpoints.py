@@ -157,6 +157,9 @@ def test_a_generation_by_another_checkpoint_is_attributed_anew(early, studio, pr
     batch = attribute_folder(tmp_path / 'clips', tmp_path / 'out', project.folder(), progress=False, checkpoint=EARLY)
     assert {one.file: one.kind for one in batch.summary.recordings} == {'early/audio.wav': 'generation',
                                                                         'last/audio.wav': 'file'}
+    batch = attribute_folder(tmp_path / 'clips', tmp_path / 'last', project.folder(), progress=False)
+    assert {one.file: one.kind for one in batch.summary.recordings} == {'early/audio.wav': 'file',
+                                                                        'last/audio.wav': 'generation'}
 
 
 def test_clips_of_two_checkpoints_are_never_taken_for_each_other(project, tmp_path, capsys):

@@ -188,7 +188,8 @@ def test_a_ground_truth_is_made_in_parts_and_kept(runs, tmp_path, monkeypatch):
     truth = make('work', part=(1, 2))
     assert (tmp_path / 'work' / 'models' / 'half-000-a.safetensors').stat().st_mtime_ns == first
     assert truth.losses.shape == (2, 4, gt.BLOCKS) and truth.families == ['free', 'free', 'heldout', 'heldout']
-    assert len(truth.songs) == 7 and [len(model.songs) for model in truth.models] == [3, 3]
+    assert len(truth.songs) == 6 and 'silence' not in truth.songs
+    assert [len(model.songs) for model in truth.models] == [3, 3]
     known = gt.DiTTruth.load(tmp_path / 'work' / gt.FILE)
     assert torch.equal(known.losses, truth.losses) and known.models == truth.models and known.facts == truth.facts
     assert all(torch.equal(a.latents, b.latents) and a.id == b.id

@@ -51,6 +51,7 @@ def test_every_number_is_an_unlearning_of_its_own(subject, pieces, tmp_path):
         assert row.unmoved == sum(a == b for a, b in zip(*first, strict=True))
         assert row.common.mean == pytest.approx(np.mean([len(a & b) / 10 for a, b in zip(*first, strict=True)]))
         assert row.spearman == interval(row_spearman(one, two)) and row.lds == interval(lds(one, halves))
+        assert row.relative == pytest.approx(.01, rel=1e-3)
     assert 'LDS at T' in draws.markdown(found)
 
 
@@ -80,7 +81,7 @@ def test_what_was_measured_is_read(subject, pieces, tmp_path, monkeypatch):
 @pytest.mark.parametrize('unmoved, enough', [([2, 2, 2], 16), ([1, 2, 2], 32), ([2, 1, 2], 64), ([2, 2, 1], None)])
 def test_enough_is_where_nothing_moves_any_more(unmoved, enough):
     one = Interval(1., 1., 1.)
-    rows = [draws.Doubling(16 * 2 ** i, count, one, one, None, 1.) for i, count in enumerate(unmoved)]
+    rows = [draws.Doubling(16 * 2 ** i, count, one, one, None, .01, 1.) for i, count in enumerate(unmoved)]
     found = draws.Draws(RECIPE, 2, 12, rows)
     assert found.enough == enough
     assert (f'From T = {enough} on' if enough else 'ask for more') in draws.markdown(found)

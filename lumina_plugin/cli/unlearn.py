@@ -101,7 +101,7 @@ def grid(
     drift, before = None, []
     if generations:
         drift = Drift(bench.subject, embedder(bench.subject.sound, embedding, clap), out, generations, moved)
-        before = drift.before(bench.subject.learner(bench.subject.adapted(recipes[0])))
+        before = drift.before()
     points = module.grid(recipes, bench, out, families, linear, drift)
     folder = module.save_grid(out, points, families, before)
     print(module.markdown(points, families, before))

@@ -54,7 +54,7 @@ def compare(
     masked = family == 'continued' and not whole
     scores = module.scores_of(setting, setting.methods(), queries, masked, channel)
     truths = setting.truths(family, masked, scores)
-    facts = {**setting.told, 'channel': channel}
+    facts = {**setting.told, 'channel': channel, 'steps': {name: one for name, one in setting.steps.items() if one}}
     compared = result.compared(scores, family, masked, truths, facts, top)
     folder = result.save_comparison(out, compared)
     print(result.markdown(compared))

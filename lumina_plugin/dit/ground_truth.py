@@ -26,7 +26,7 @@ from ..catalogue import Catalogue
 from ..catalogue_pass import run_songs
 from ..errors import LuminaError
 from ..hashing import state_hash
-from ..models import run_config
+from ..models import run_config, run_key
 from ..validation.lds import HalfLosses
 from ..validation.plan import Retrained, plan_models
 from ..validation.truth import FloatArray
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 'lumina-dit-ground-truth-1'
 FILE, QUERIES = 'dit_ground_truth.safetensors', 'queries.safetensors'
-HALVES, EACH, DRAWS, BLOCKS = 24, 16, 256, 4
+HALVES, EACH, DRAWS, BLOCKS = 24, 16, 64, 4
 FAMILIES = ('free', 'heldout')
 
 
@@ -128,9 +128,10 @@ def make_truth(run: tp.Union[str, Path], heldout: tp.Union[str, Path], work: tp.
         LuminaError: bad input, or a folder that holds the truth of another run.
     """
     run, work = Path(run), writable_folder(Path(work).absolute())
-    catalogue = run_songs(run)
+    dit = from_run(run)
+    catalogue = _sounding(run, run_songs(run), dit)
     plan = plan_models(catalogue, halves, seeds=1, whole=0, groups=0, seed=seed)
-    truth = _queries(run, catalogue, Path(heldout), work, each, draws, seed)
+    truth = _queries(run, dit, catalogue, Path(heldout), work, each, draws, seed)
     origin = file_sha256(work / QUERIES)
     for model in plan[part[0]::part[1]]:
         if _known(work, model, origin) is None:
@@ -214,10 +215,17 @@ def query_losses(dit: LatentDiT, queries: tp.Sequence[LatentExample], draws: int
     return torch.cat(rows)
 
 
-def _queries(run: Path, catalogue: Catalogue, heldout: Path, work: Path, each: int, draws: int, seed: int) -> DiTTruth:
+def _sounding(run: Path, catalogue: Catalogue, dit: LatentDiT) -> Catalogue:
+    """Without the songs that are silent: nothing of those is trained on, nor could be lost."""
+    cache = run_key(run, 'lumina.latents_cache') or run.absolute() / 'lumina' / 'latents'  # the training's own
+    heard = {song.id for song in prepare_latents(catalogue, LatentEncoder(dit, cache=cache)).songs}
+    return Catalogue([track for track in catalogue if track.id in heard], catalogue.source)
+
+
+def _queries(run: Path, dit: LatentDiT, catalogue: Catalogue, heldout: Path, work: Path, each: int, draws: int,
+             seed: int) -> DiTTruth:
     """The queries, made once: others would need all models again."""
     path = work / QUERIES
-    dit = from_run(run)
     facts = {'run': run.name, 'catalogue': catalogue.hash, 'model': state_hash(dit.denoiser.state_dict()),
              'codec': oobleck_hash(dit.vae), 'draws': draws, 'seed': seed}
     if path.is_file():

@@ -27,6 +27,7 @@ from ..validation.results import kept_parts
 from ..validation.truth import FloatArray
 
 TOP = 10
+STEP = 'step: '  # before the names of what is kept beside scores
 CHANNELS = (BOTH, 'P', 'M')
 Scores = tp.Mapping[str, FloatArray]  # by method, [Q, N]
 Matrix = tp.List[tp.List[Interval]]
@@ -64,6 +65,7 @@ class Setting(abc.ABC):
 
     def __init__(self, asked: Asked, run: Path, songs: tp.Sequence[tp.Any]):
         self.asked, self.run, self.songs = asked, run, list(songs)
+        self.steps: tp.Dict[str, tp.Dict[str, float]] = {}  # by method that moves weights: how far, mean over queries
 
     @property
     def ids(self) -> tp.List[str]:
@@ -127,12 +129,18 @@ def scores_of(setting: Setting, methods: tp.Sequence[Method], queries: tp.Sequen
         channel (str): Of methods that have several, one of `CHANNELS`.
     """
     model, asked, found = setting.facts, setting.facts_of(queries), {}
+
+    def make(method: Method, some: tp.Sequence[tp.Any]) -> tp.Dict[str, FloatArray]:
+        scores = method.scores(some, masked)
+        return {**scores, **{f'{STEP}{name}': one for name, one in method.moves().items()}}
     for method in methods:
         if method.songs != setting.ids:
             raise LuminaError(f"{method.name} scores other songs than are compared, or in another order.")
         facts = ['compare', method.name, facts_of(method), model, masked, asked]
         by_channel = kept_parts(setting.asked.out / KEPT, facts, queries,
-                                functools.partial(method.scores, masked=masked), method.name)
+                                functools.partial(make, method), method.name)
+        setting.steps[method.name] = {name.removeprefix(STEP): float(one.mean()) for name, one in by_channel.items()
+                                      if name.startswith(STEP)}
         found[method.name] = by_channel[channel] if channel in by_channel else next(iter(by_channel.values()))
     return found
 
@@ -159,7 +167,11 @@ def open_setting(asked: Asked, family: str = 'free', whole: bool = False) -> Set
         LuminaError: when run, songs or ground truth are missing or do not belong together, or that kind of generator
             has no such queries.
     """
+    from ..dit.ground_truth import DiTTruth
     from ..models import run_folder, run_key
+    from .bench import of_diffusion
+    if asked.model is None and asked.truth is not None and of_diffusion(asked.truth):
+        asked = dataclasses.replace(asked, model=str(DiTTruth.load(asked.truth).facts['run']))
     run = None if asked.model is None else run_folder(asked.model)
     if run is not None and run_key(run, 'solver') == 'lumina_dit':
         from .compare_diffusion import expect_families, open_diffusion

@@ -65,6 +65,10 @@ def markdown(result: Comparison) -> str:
         parts.append("## What retraining says of each method\n")
         parts.append(table(['method', *known], [[name, *(one.get(measure, '–') for measure in known)]
                                                 for name, one in result.truths.items()]))
+    steps = result.facts.get('steps')
+    if steps:
+        parts.append(table(['method', 'lr', '‖θ-θ0‖/‖θ0‖', "query's loss +"], [
+            [name, f"{one['lr']:.2g}", f"{one['relative']:.2g}", f"{one['rise']:.2g}"] for name, one in steps.items()]))
     titles = {'Pearson correlation': result.agreements.pearson, 'Spearman correlation': result.agreements.spearman,
               f'Part of the first {result.top} songs in common (by chance {result.top / result.songs:.3f})':
                   result.agreements.overlap}
@@ -87,7 +91,8 @@ def _cells(matrix: Matrix) -> tp.List[tp.List[str]]:
 
 def _widest(matrix: Matrix) -> float:
     """How far an interval reaches from its mean."""
-    return max(max(one.high - one.mean, one.mean - one.low) for row in matrix for one in row)
+    return max((max(one.high - one.mean, one.mean - one.low) for row in matrix for one in row
+                if np.isfinite(one.mean)), default=0.)
 
 
 def _cell(one: Interval) -> str:

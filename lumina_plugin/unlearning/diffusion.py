@@ -118,8 +118,8 @@ class DiffusionSubject(Subject):
             if not examples:
                 raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
             found.append(Piece(file.stem, examples))
-        longest = max(found, key=lambda piece: len(piece.examples))
-        if len(longest.examples) > self.encoder.windows:
+        longest = max(found, key=lambda piece: len(piece.examples), default=None)
+        if longest is not None and len(longest.examples) > self.encoder.windows:
             logger.info("%s is asked about whole, in %d windows of %.3g s; of its songs the model knows the first %d "
                         "(dit.windows).", longest.id, len(longest.examples), self.dit.seconds, self.encoder.windows)
         return found

@@ -36,13 +36,14 @@ class Doubling:
         draws (int): T. unmoved (int): Queries whose first songs are the same.
         common (Interval): Part of them in common. spearman (Interval): Of all songs' scores.
         lds (Interval): Of T draws, where there is a ground truth.
-        seconds (float): Per query, at T.
+        relative (float): ‖θ - θ0‖ / ‖θ0‖ at T, mean. seconds (float): Per query, at T.
     """
     draws: int
     unmoved: int
     common: Interval
     spearman: Interval
     lds: tp.Optional[Interval]
+    relative: float
     seconds: float
 
 
@@ -114,7 +115,7 @@ def _doubling(draws: int, one: tp.Dict[str, FloatArray], other: tp.Dict[str, Flo
     common = overlap(first, second, TOP)
     return Doubling(draws, int((common == 1).sum()), interval(common), interval(row_spearman(both[0], both[1])),
                     interval(lds(one['scores'], halves)) if halves is not None and whole else None,
-                    float(one['seconds'].mean()))
+                    float(one['relative'].mean()), float(one['seconds'].mean()))
 
 
 def _scores(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piece], out: Path,
@@ -125,7 +126,8 @@ def _scores(subject: Subject, recipe: UnlearningRecipe, pieces: tp.Sequence[Piec
         asked = None if among is None else [among[[piece.id for piece in pieces].index(one.id)] for one in some]
         begun = time.perf_counter()
         found = unlearner.scores([subject.query_of(piece, recipe) for piece in some], asked)
-        return {'scores': found.scores, 'seconds': np.full(len(some), (time.perf_counter() - begun) / len(some))}
+        seconds = (time.perf_counter() - begun) / len(some)
+        return {'scores': found.scores, 'relative': found.relative, 'seconds': np.full(len(some), seconds)}
     facts = ['draws', recipe.hash, state_hash(subject.weights), songs_hash(subject.songs), songs_hash(pieces)]
     return kept_parts(out / 'kept', facts if among is None else [*facts, among], pieces, make, f'{recipe.draws} draws')
 
@@ -134,18 +136,20 @@ def markdown(draws: Draws) -> str:
     """A table, and what it is of."""
     judged = any(row.lds is not None for row in draws.rows)
     head = ['T', f'queries whose first {TOP} stay with 2 T', 'of these songs in common', 'Spearman of T and 2 T',
-            *(['LDS at T'] if judged else []), 's/query']
+            *(['LDS at T'] if judged else []), '‖θ-θ0‖/‖θ0‖', 's/query']
     text = table(head, [[row.draws, f'{row.unmoved} of {draws.queries}', row.common, row.spearman,
-                         *([row.lds or ''] if judged else []), f'{row.seconds:.1f}'] for row in draws.rows])
+                         *([row.lds or ''] if judged else []), f'{row.relative:.2g}', f'{row.seconds:.1f}']
+                        for row in draws.rows])
     text += (f'\n{draws.queries} queries against {draws.songs} songs; recipe {draws.recipe.name}, Fisher information '
              f'over {draws.recipe.fisher_draws} draws.')
     if draws.among is not None:
         text += (f' With more than {draws.rows[0].draws} draws only the {draws.among} songs that came highest with '
                  'these were asked about, and correlation is among them.')
+    within = '' if draws.among is None else ' among these songs'
     if draws.enough is None:
         return text + (f' At {draws.rows[-1].draws} draws doubling still moves songs into or out of the first {TOP}: '
                        'ask for more.\n')
-    return text + f' From T = {draws.enough} on doubling moves no song into or out of any first {TOP}.\n'
+    return text + f' From T = {draws.enough} on doubling moves no song into or out of any first {TOP}{within}.\n'
 
 
 def save_draws(out: Path, draws: Draws) -> Path:
@@ -155,7 +159,7 @@ def save_draws(out: Path, draws: Draws) -> Path:
     if any(row.lds is not None for row in draws.rows):
         panels.append(Panel('LDS at T', [row.lds for row in draws.rows]))
     picture = dots([f'T = {row.draws}' for row in draws.rows], panels,
-                   f'mean and 95 % interval over {draws.queries} queries')
+                   f'mean and 95 % interval over {draws.queries} queries', limits=None)
     data = {'recipe': draws.recipe.model_dump(), 'queries': draws.queries, 'songs': draws.songs,
             'among': draws.among, 'enough': draws.enough, 'rows': draws.rows}
     return save(out, 'draws', markdown(draws), data, picture)

@@ -48,10 +48,10 @@ class Drift:
         return {'model': state_hash(self.subject.weights), 'embedding': [self.embedder.name, self.embedder.facts],
                 'songs': songs_hash(self.subject.songs)}
 
-    def before(self, learner: tp.Any) -> tp.List[float]:
+    def before(self) -> tp.List[float]:
         """Of the untouched model, over `SEEDS` seeds."""
         def drawn(seeds: tp.Sequence[int]) -> tp.Dict[str, FloatArray]:
-            with lent_to(self.subject.module, learner, {}, self.subject.state):
+            with lent_to(self.subject.module, None, {}, self.subject.state):
                 return {'distance': np.array([self._distance(seed) for seed in seeds])}
         facts = {**self.facts, 'what': 'before', 'generations': self.generations}
         return list(kept_parts(self.out / 'kept', facts, list(range(SEEDS)), drawn, 'generations, before',

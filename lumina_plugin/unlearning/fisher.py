@@ -158,6 +158,7 @@ def kronecker_fisher(learner: Learner, songs: Songs, progress: Progress = iter,
     partial = partial or Partial()
     done, basis = partial.read('basis')
     if not done:
+        partial.remove('squares')  # of a basis that is gone: another one need not be the same
         basis = _basis(learner, among or [learner], songs, progress, partial)
         partial.write('basis', len(songs), basis)
         partial.remove('moments')

@@ -190,17 +190,22 @@ def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',),
                      f'{point.chosen_by(families[0]):.3f}',
                      '–' if point is best else str(interval(best.lds[families[0]] - point.lds[families[0]])),
                      f'{point.lr:.2g}', f'{point.relative:.2g}',
-                     f'{point.rise:.2f}', *([str(interval(point.frechet))] if moved else []), f'{point.seconds:.1f}'])
+                     f'{point.rise:.2f}', *([_range(point.frechet)] if moved else []), f'{point.seconds:.1f}'])
     text = table(head, rows)
     text += f'\nAll: {shared(points)}.\n' if shared(points) else ''
     if not best.error:
         text += (f'\nBest by the even queries: {titles(ordered)[0]}; the odd ones, which chose nothing, give it '
                  f'{best.reported(families[0])}.\n')
     if before:
-        text += (f'\nFréchet distance of generations to the songs, after forgetting {len(best.frechet)} of the queries '
-                 f'one at a time. Those of the untouched model lie {np.mean(before):.3g} from the songs, '
-                 f'{min(before):.3g} to {max(before):.3g} over {len(before)} seeds.\n')
+        forgotten = max((len(point.frechet) for point in points), default=0)
+        text += (f'\nFréchet distance of generations to the songs, after forgetting {forgotten} of the queries one at '
+                 f'a time: mean, lowest and highest. Those of the untouched model lie {np.mean(before):.3g} from the '
+                 f'songs, {min(before):.3g} to {max(before):.3g} over {len(before)} seeds.\n')
     return text
+
+
+def _range(values: tp.Sequence[float]) -> str:
+    return f'{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})' if values else ''
 
 
 def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',),
@@ -210,8 +215,8 @@ def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] 
     panels = [Panel(f'LDS, {family} queries', [interval(point.lds[family]) for point in ordered])
               for family in families]
     if before:  # lines where generations of the untouched model lie
-        panels.append(Panel('Fréchet distance after', [interval(point.frechet) for point in ordered],
-                            (min(before), max(before))))
+        ranges = [Interval(float(np.mean(point.frechet)), min(point.frechet), max(point.frechet)) for point in ordered]
+        panels.append(Panel('Fréchet distance after: mean and range', ranges, (min(before), max(before))))
     picture = dots(titles(ordered), panels, f'mean and 95 % interval over queries ({shared(ordered)})', limits=None)
     data = {'before': list(before), 'points': [
         {'recipe': point.recipe.model_dump(), 'error': point.error, 'lds': point.lds, 'linear': point.linear,

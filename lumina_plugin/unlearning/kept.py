@@ -1,6 +1,7 @@
 """Fisher information on disk, beside the checkpoint that it is of; that of another checkpoint is refused."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -87,7 +88,10 @@ def alone(path: Path) -> tp.Iterator[None]:
         logger.warning("The file system of %s knows no locks: processes that want the same file each make it.",
                        path.parent)
     except OSError as error:
-        raise LuminaError(f"Cannot write into {path.parent} ({error.strerror}); make it writable.") from None
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise LuminaError(f"Cannot write into {path.parent} ({error.strerror}); make it writable.") from None
+        logger.warning("The file system of %s knows no locks: processes that want the same file each make it.",
+                       path.parent)
     try:
         yield
     finally:

@@ -38,7 +38,7 @@ class Unlearning(Indexed):
     def facts(self) -> tp.Any:
         """All that scores depend on besides model, songs and queries."""
         state = self.subject.state
-        return [self.recipe.hash, None if state is None else state_hash(state)]
+        return [self.recipe.hash, None if state is None else state_hash(state), 'with moves']
 
     def _index(self) -> None:
         self.unlearner = self.subject.unlearner(self.recipe, progress_bar)
@@ -51,6 +51,10 @@ class Unlearning(Indexed):
     def _scores(self, queries: tp.Sequence[tp.Any], masked: bool) -> tp.Dict[str, FloatArray]:
         self.found.append(self.unlearner.scores([self.piece(query, masked) for query in queries]))
         return {self.recipe.layers: self.found[-1].scores}
+
+    def moves(self) -> tp.Dict[str, FloatArray]:
+        last = self.found[-1]
+        return {'lr': last.lr, 'relative': last.relative, 'rise': last.after - last.before}
 
     def _bytes(self) -> float:
         tensors = self.unlearner.fisher.tensors().values()  # of the checkpoint, not of a song

@@ -86,7 +86,7 @@ def measure(subject: Subject, recipes: tp.Sequence[UnlearningRecipe], embedder: 
     vectors = np.stack([embedder.song(subject.sounds(song)) for song in songs])  # [N, 2 D]
     chosen = pick_targets(vectors, targets)
     drift = Drift(subject, embedder, out, generations, moved) if generations else None
-    before = drift.before(subject.learner(recipes[0])) if drift else []
+    before = drift.before() if drift else []
     groups = []
     for recipe in progress_bar(recipes, 'layers and masks', len(recipes)):
         try:

@@ -128,7 +128,7 @@ def weights_norm(learner: Learner) -> float:
 
 
 @contextlib.contextmanager
-def lent_to(model: torch.nn.Module, learner: Learner, offsets: tp.Mapping[str, torch.Tensor],
+def lent_to(model: torch.nn.Module, learner: tp.Optional[Learner], offsets: tp.Mapping[str, torch.Tensor],
             state: tp.Optional[tp.Mapping[str, torch.Tensor]] = None) -> tp.Iterator[None]:
     """Write moved weights into a live model; they are put back to the bit, also after an error.
 
@@ -137,7 +137,8 @@ def lent_to(model: torch.nn.Module, learner: Learner, offsets: tp.Mapping[str, t
         state (mapping, optional): θ0, where that is not what the model has.
     """
     parameters = dict(model.named_parameters())
-    touched = {learner.blocks[name].parameter for name in offsets} if state is None else set(parameters)
+    blocks = {} if learner is None else learner.blocks
+    touched = {blocks[name].parameter for name in offsets} if state is None else set(parameters)
     kept = {name: parameters[name].detach().clone() for name in touched}
     try:
         with torch.no_grad():
@@ -145,7 +146,7 @@ def lent_to(model: torch.nn.Module, learner: Learner, offsets: tp.Mapping[str, t
                 if name in parameters:
                     parameters[name].copy_(tensor)
             for name, offset in offsets.items():
-                block = learner.blocks[name]
+                block = blocks[name]
                 block.of(parameters).add_(offset.to(parameters[block.parameter]))
         yield
     finally:

@@ -155,6 +155,7 @@ class Subject(abc.ABC):
         facts = self.facts(recipe)
         path = path_of(self.folder, facts) if given is None else given
         if path.is_file() or given is not None:
+            Partial(path, facts).remove(*STAGES)  # of whoever was stopped just after the last of them
             return load_fisher(path, facts)
         with alone(path):
             if path.is_file():  # another process has made it meanwhile
@@ -201,6 +202,9 @@ class Subject(abc.ABC):
         path = path_of(self.folder, facts)
         known = load_sketches(path, facts)
         if known is None:
-            known = half(sketcher(unlearner.songs, lambda some: progress(list(some), 'sketches of the songs')))
-            save_sketches(path, known, facts)
+            with alone(path):
+                known = load_sketches(path, facts)  # another process may have made them meanwhile
+                if known is None:
+                    known = half(sketcher(unlearner.songs, lambda some: progress(list(some), 'sketches of the songs')))
+                    save_sketches(path, known, facts)
         return Sketches(sketcher, known)

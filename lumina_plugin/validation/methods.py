@@ -53,6 +53,10 @@ class Method(abc.ABC):
             found = {**found, BOTH: np.sum(standardised, axis=0)}
         return found
 
+    def moves(self) -> tp.Dict[str, FloatArray]:
+        """Of a method that moves weights, how far it did for the queries that it scored last, [Q] by name."""
+        return {}
+
     def cost(self) -> Cost:
         """What it took so far."""
         per_song, per_query = self._per_song(), self.spent / max(1, self.scored)
