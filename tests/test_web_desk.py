@@ -222,6 +222,8 @@ def test_history_is_bounded_and_skips_what_is_damaged_or_of_another_store(desk, 
         small.add(report, f'{index:032x}')
     assert len(list(small.folder.iterdir())) == 2
     assert History(tmp_path / 'h', 'another').past() == [] and History(None, 'x').past() == []
+    assert History(tmp_path / 'h', report.store.hash, model_hash='another').past() == []
+    assert History(tmp_path / 'h', report.store.hash, model_hash=report.model.checkpoint.model_hash).past()
 
 
 def test_texts_lose_the_servers_folders_and_nothing_else(tmp_path):

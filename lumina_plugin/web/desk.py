@@ -58,7 +58,8 @@ class Desk:
         self.studio, self.limits = studio, limits or Limits()
         self.workplace = Workplace(self.limits.keep_seconds)
         self.results = Results(self.workplace.results, self.limits.keep_minutes)
-        self.history = History(history, studio.store.hash, self.limits.history, self.limits.history_bytes)
+        self.history = History(history, studio.store.hash, self.limits.history, self.limits.history_bytes,
+                               studio.attributor.live.model_hash)
         self.concealer = Concealer([self.workplace.root, studio.store.path, studio.musicgen.name, Path.home(),
                                     Path.cwd(), *filter(None, [history])])
         self._model, self._jobs = threading.Lock(), threading.Lock()

@@ -60,14 +60,16 @@ class History:
     Args:
         folder (Path, optional): Where their reports lie; None keeps nothing.
         store_hash (str): Of reports that were made with other fingerprints nothing is counted.
+        model_hash (str, optional): Of those of other weights, either.
         most (int), most_bytes (int): What is kept at most, the newest.
     Raises:
         LuminaError: for a folder that cannot be written.
     """
 
-    def __init__(self, folder: tp.Optional[Path], store_hash: str, most: int = 200, most_bytes: int = 2 ** 28):
+    def __init__(self, folder: tp.Optional[Path], store_hash: str, most: int = 200, most_bytes: int = 2 ** 28,
+                 model_hash: tp.Optional[str] = None):
         self.folder = writable_folder(Path(folder)) if folder is not None and most > 0 else None
-        self.store_hash, self.most, self.most_bytes = store_hash, most, most_bytes
+        self.store_hash, self.model_hash, self.most, self.most_bytes = store_hash, model_hash, most, most_bytes
         self._lock = threading.Lock()
         self._known: tp.Dict[str, tp.Optional[Past]] = {}
 
@@ -81,7 +83,7 @@ class History:
             self._prune()
 
     def past(self) -> tp.List[Past]:
-        """Generations made with this store, the latest first."""
+        """Generations made with this store and model, the latest first."""
         if self.folder is None:
             return []
         with self._lock:
@@ -103,7 +105,9 @@ class History:
         except LuminaError as error:
             logger.warning("A past generation is left out: %s", error)
             return None
-        return None if report.store.hash != self.store_hash else summarised(report, name)
+        made = report.model.checkpoint  # reports before 1.4 do not say
+        other = made is not None and self.model_hash is not None and made.model_hash != self.model_hash
+        return None if other or report.store.hash != self.store_hash else summarised(report, name)
 
     def _prune(self) -> None:
         assert self.folder is not None

@@ -117,7 +117,9 @@ def launch(model: tp.Union[str, Path], store: tp.Optional[Path] = None, device: 
     from .page import build_page
     studio = Studio(model, store, device=device, checkpoint=checkpoint)
     run = run_folder(model)
-    page, desk = build_page(studio, limits, history, validation or validation_beside(run), run.name if run else '')
+    if validation is None and studio.checkpoint is None:  # figures are of the last checkpoint
+        validation = validation_beside(run)
+    page, desk = build_page(studio, limits, history, validation, run.name if run else '')
     try:
         serve(page, desk, host, port, auth, share)
     except OSError:
