@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,3 +207,14 @@ def test_a_ground_truth_is_made_in_parts_and_kept(runs, tmp_path, monkeypatch):
     (tmp_path / 'broken').write_bytes(b'123')
     with pytest.raises(LuminaError, match='ground truth'):
         gt.DiTTruth.load(tmp_path / 'broken')
+
+
+def test_the_committed_truth_says_what_the_docs_say():
+    root = Path(__file__).resolve().parent.parent
+    argv = ['benchmarks/dit_ground_truth.py', '--read', 'benchmarks/dit_ground_truth.safetensors']
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    free, heldout = done.stdout.splitlines()
+    page = (root / 'docs' / 'dit.md').read_text()
+    assert f'python {" ".join(argv)}' in page and free in ' '.join(page.split())
+    assert re.findall(r'heldout: … ([\d.]+), … ([\d.]+)', page) == [tuple(re.findall(r'0\.\d\d', heldout))]

@@ -57,6 +57,8 @@ RUN_BY = [
      'tests/test_channels_command.py::test_every_way_of_both_channels_is_measured'),
     ('', r'dora run solver=lumina/dit_quickstart',
      'tests/test_dit_solver.py::test_history_checkpoints_and_latents_are_there'),
+    ('docs/dit', r'python benchmarks/dit_ground_truth.py --read',
+     'tests/test_dit_solver.py::test_the_committed_truth_says_what_the_docs_say'),
     ('', r'lumina unlearn fisher', 'tests/test_unlearn_command.py::test_the_fisher_is_made_once'),
     ('', r'lumina unlearn attribute .*--fast',
      'tests/test_unlearn_command.py::test_a_shortlist_asks_about_fewer_songs'),

@@ -15,6 +15,7 @@ from lumina_plugin.dit.queries import LatentQuery, latent_decoded, latent_facts
 from lumina_plugin.errors import LuminaError
 from lumina_plugin.unlearning import compare
 from lumina_plugin.unlearning.compare_diffusion import open_diffusion
+from lumina_plugin.validation.black_boxes import BLACK_BOX
 
 from .listening import write_clap, write_clews
 from .test_dit_solver import Runs
@@ -83,6 +84,12 @@ def test_lpips_puts_a_song_first_that_is_the_query(dit, songs):
     for one, other in zip(shorter, longer, strict=False):
         np.testing.assert_allclose(one, other)
     assert method.facts != diffusion.latent_lpips(dit, songs, DRAWS + 1).facts
+
+
+def test_the_control_looks_at_no_query(songs, queries):
+    found = diffusion.Calmness(songs).scores(queries, False)[BLACK_BOX]
+    music = [torch.cat([one.latents[:, :one.valid_frames] for one in song.examples], 1).double() for song in songs]
+    np.testing.assert_allclose(found, [[-float(one.var(correction=0)) for one in music]] * len(queries))
 
 
 def test_what_lies_behind_the_music_does_not_enter_its_weights(dit, queries):
@@ -187,7 +194,8 @@ def argv_of(suite, out, *more):
 
 
 NAMES = ['LUMINA dit', 'unlearning, published', 'unlearning, default', 'CLAP (small-clap, not the published network)',
-         'CLEWS (a small random instance)', 'LPIPS', 'RPS', 'RPS, fitted to v', 'latent statistics', 'mel statistics']
+         'CLEWS (a small random instance)', 'LPIPS', 'RPS', 'RPS, fitted to v', 'latent statistics', 'mel statistics',
+         'calm latents, query unseen']
 
 
 @pytest.mark.parametrize('family', ['free', 'heldout'])
@@ -267,4 +275,4 @@ def test_draws_belong_to_what_is_kept(suite, tmp_path):
     settings = [open_diffusion(compare.Asked(tmp_path, str(suite[0]), draws=draws)) for draws in (2, 4)]
     facts = [{method.name: json.dumps(compare.facts_of(method)) for method in one.methods()} for one in settings]
     same = {name for name in facts[0] if facts[0][name] == facts[1][name]}
-    assert same == {'LUMINA dit', 'latent statistics', 'mel statistics'}
+    assert same == {'LUMINA dit', 'latent statistics', 'mel statistics', 'calm latents, query unseen'}

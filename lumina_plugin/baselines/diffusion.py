@@ -35,7 +35,7 @@ from ..dit.model import LatentDiT, LatentExample
 from ..dit.objective import angle_time, frame_weights, noise, noisy
 from ..dit.queries import LatentQuery
 from ..errors import LuminaError
-from ..validation.black_boxes import Statistics
+from ..validation.black_boxes import BLACK_BOX, Statistics
 from ..validation.methods import Indexed
 from ..validation.truth import FloatArray
 from .inside import Reduce, overhear
@@ -215,7 +215,7 @@ def _as_it_is(activations: torch.Tensor) -> torch.Tensor:
     return activations
 
 
-# -- black box --------------------------------------------------------------------------------------------------------
+# -- black boxes -------------------------------------------------------------------------------------------------------
 
 class LatentStatistics(Statistics):
     """Mean and standard deviation of each channel of latents over the frames that hold music."""
@@ -226,6 +226,29 @@ class LatentStatistics(Statistics):
     def _statistics(self, query: LatentQuery, masked: bool) -> FloatArray:
         frames = torch.cat([_music(one) for one in query.examples], dim=1).double()  # [C, T]
         return torch.cat([frames.mean(1), frames.std(1, correction=0)]).numpy()
+
+
+class Calmness(Indexed):
+    """Songs by how little their latents vary, whatever the query: a control that looks at no query at all.
+
+    What it foretells of retraining is what songs do to all queries alike; a method that foretells no more than it has
+    said nothing of who shaped what.
+    """
+    facts: tp.Any = None
+
+    def __init__(self, songs: tp.Sequence[LatentQuery]):
+        super().__init__('calm latents, query unseen', [str(song.source) for song in songs])
+        self._queries = list(songs)
+
+    def _index(self) -> None:
+        music = [torch.cat([_music(one) for one in song.examples], dim=1).double() for song in self._queries]
+        self._songs = -np.array([float(one.var(correction=0)) for one in music])  # [N]
+
+    def _scores(self, queries: tp.Sequence[LatentQuery], masked: bool) -> tp.Dict[str, FloatArray]:
+        return {BLACK_BOX: np.tile(self._songs, (len(queries), 1))}
+
+    def _bytes(self) -> float:
+        return 4.
 
 
 def _music(example: LatentExample) -> torch.Tensor:

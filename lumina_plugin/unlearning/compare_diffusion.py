@@ -8,7 +8,7 @@ import typing as tp
 
 from .. import compat
 from ..baselines.choose import listening
-from ..baselines.diffusion import TARGETS, LatentRepresenters, LatentStatistics, latent_lpips
+from ..baselines.diffusion import TARGETS, Calmness, LatentRepresenters, LatentStatistics, latent_lpips
 from ..dit.attribution import DiTAttributor
 from ..dit.ground_truth import DiTTruth
 from ..dit.oobleck import oobleck_hash
@@ -117,7 +117,8 @@ def _baselines(setting: DiffusionSetting) -> tp.List[Method]:
 
 
 def _black_boxes(setting: DiffusionSetting) -> tp.List[Method]:
-    return [LatentStatistics(setting.songs), MelStatistics(setting.songs, setting.dit, latent_decoded)]
+    return [LatentStatistics(setting.songs), MelStatistics(setting.songs, setting.dit, latent_decoded),
+            Calmness(setting.songs)]
 
 
 FACTORIES: tp.Dict[str, Factory] = {'lumina': _lumina, 'unlearning': _unlearning, 'baselines': _baselines,
