@@ -58,7 +58,7 @@ PRESETS: tp.Dict[str, tp.Dict[str, tp.Any]] = {
     # it changes no weight that the songs use stands in for that.
     'published': dict(lr=1e-6, damping=1e-3),
     # what the suite's ground truth found best, at a third of the best length: that costs 0.013 of LDS, and generations
-    # stay where other seeds put them (docs/unlearning.md)
+    # move little farther than other seeds put them (docs/unlearning.md)
     'default': dict(fisher='kronecker', relative=1e-2),
 }
 
