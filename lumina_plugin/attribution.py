@@ -337,8 +337,8 @@ class Attributor:
                          f"({self._later} of the store's checkpoints) had no part in it and was not compared.")
         if by is None and self.recipe.gate.decides == 'calibrated':
             found.append(f"Chance was not measured ({self._outside.missing[RECORDING]}): the printed gate decides, "
-                         "which lets music that owes nobody pay somebody; mend it by `lumina calibrate "
-                         f"{self.store.path}`.")
+                         "which lets music that owes nobody pay somebody; mend it by `lumina calibrate` "
+                         f"with the store's folder, {self.store.path}.")
         elif by not in (kind, None) and self.recipe.gate.decides == 'calibrated':
             found.append("Chance is measured by recordings alone: what a model makes lies closer to a catalogue than "
                          "recordings do, so that a generation that owes nobody may pay somebody. Where there is a "

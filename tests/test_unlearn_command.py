@@ -255,3 +255,20 @@ def test_anothers_fisher_file_is_refused(run, project, tmp_path):
     with pytest.raises(LuminaError, match='another checkpoint'):
         attribute(subject, unlearning_recipe('default'), subject.pieces([project.root / 'songs' / 'song-1.wav']),
                   tmp_path, fisher=file)
+
+
+def test_clips_are_called_by_their_folders_and_bad_files_are_told_first(run, project, tmp_path, capsys, monkeypatch):
+    for name, song in (('first', 'song-1'), ('second', 'song-2')):
+        (tmp_path / 'clips' / name).mkdir(parents=True)
+        shutil.copy(project.root / 'songs' / f'{song}.wav', tmp_path / 'clips' / name / 'audio.wav')
+    main(['unlearn', 'attribute', str(tmp_path / 'clips'), '--model', str(run), '--out', str(tmp_path / 'out'),
+          '--set', 'fisher=identity', '--set', 'relative=0.003'])
+    assert '# first' in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / 'out' / 'attribute').iterdir()) == ['first', 'second']
+    (tmp_path / 'notes.txt').write_text('no music')
+    monkeypatch.setattr('lumina_plugin.unlearning.opened.open_subject', None)
+    with pytest.raises(SystemExit):
+        main(['unlearn', 'attribute', str(tmp_path / 'notes.txt'), '--model', str(run)])
+    assert 'notes.txt' in capsys.readouterr().err
+    with pytest.raises(LuminaError, match="no key 'relativ'; did you mean relative"):
+        unlearning_recipe('default', relativ=.1)

@@ -169,12 +169,15 @@ def attribute(
 
     Each gets a folder with a table, a picture, JSON and CSV. Called again it goes on where it was stopped.
     """
+    from ..audio import read_audio
     from ..unlearning import attribute as module
     from ..unlearning.opened import open_subject
     from ..workflows import quickstart_run
-    chosen = recipe_of(recipe, settings)
+    chosen, recordings = recipe_of(recipe, settings), recordings_of(files)
+    for file in recordings:
+        read_audio(file)  # a bad file is told before a model is loaded
     subject = open_subject(model or str(quickstart_run()), device, checkpoint, catalogue, out)
-    pieces = subject.pieces(recordings_of(files), text)
+    pieces = subject.pieces(recordings, text)
     attributor = _attributor(subject, store) if fast else None
     for answer in module.attribute(subject, subject.adapted(chosen), pieces, out, attributor, fisher, part, fast):
         folder = module.save_answer(out, answer)

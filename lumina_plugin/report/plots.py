@@ -206,7 +206,8 @@ def _cell(channel: ChannelReport, index: int, rank: int, end: float, peak: float
     gap = min(0.5, 12 / len(channel.segments))
     width = max(100 * (segment.end - start) / end - gap, 0.2)
     return Cell(
-        segment=index, x=round(100 * start / end + gap / 2, 3), width=round(width, 3), height=round(max(tall, 1.0), 1),
+        segment=index, x=round(100 * start / end + gap / 2, 3), width=round(width, 3),
+        height=round(max(tall, 1.0), 1) if hit.cosine > 0 else 0.,  # what points away has no bar
         first=rank == 0,
         label=number(hit.cosine, 2) if len(channel.segments) <= 6 and width > 8 else '',
         description=f'{seconds(segment.start)} to {seconds(segment.end)} cosine {number(hit.cosine)}'

@@ -21,7 +21,7 @@ from ..recipe import get_recipe
 from ..store import FingerprintStore
 from .embeddings import Sound
 from .fisher import Learner
-from .masks import Piece, frame_levels, left_of
+from .masks import Piece, frame_levels, left_of, named
 from .recipe import UnlearningRecipe
 from .scoring import FloatArray
 from .subject import Subject
@@ -114,10 +114,11 @@ class DiffusionSubject(Subject):
         whole.windows = MOST_WINDOWS
         found = []
         for file in files:
-            examples = whole.file(file, file.stem, text)
+            name = named(file)
+            examples = whole.file(file, name, text)
             if not examples:
                 raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
-            found.append(Piece(file.stem, examples))
+            found.append(Piece(name, examples))
         longest = max(found, key=lambda piece: len(piece.examples), default=None)
         if longest is not None and len(longest.examples) > self.encoder.windows:
             logger.info("%s is asked about whole, in %d windows of %.3g s; of its songs the model knows the first %d "

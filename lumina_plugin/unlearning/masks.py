@@ -7,6 +7,7 @@ frame's codes follow it.
 
 import dataclasses
 import typing as tp
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,11 @@ class Piece:
     """
     id: str
     examples: tp.Sequence[tp.Any]
+
+
+def named(file: Path) -> str:
+    """What a recording is called: `lumina generate` calls each clip's audio, and its folder by the clip."""
+    return file.absolute().parent.name if file.stem == 'audio' else file.stem
 
 
 def frame_levels(wav: torch.Tensor, frames: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..sampling import TOGETHER, Sampling, generate_codes
 from ..store import FingerprintStore
 from ..tokens import Tokenizer
 from .embeddings import Sound, codec_sound
-from .masks import Masker, Piece
+from .masks import Masker, Piece, named
 from .recipe import UnlearningRecipe
 from .scoring import FloatArray
 from .subject import Subject
@@ -61,8 +61,8 @@ class MusicGenSubject(Subject):
             tokenized = self.tokenizer.file(file)
             if tokenized.silent:
                 raise LuminaError(f"{file} is silent: there is nothing in it to forget; give a recording with sound.")
-            found.append(Piece(file.stem, [Example(chunk.codes, 0, chunk.frames, attributes_for(self.module, text))
-                                           for chunk in tokenized.chunks if not chunk.silent]))
+            found.append(Piece(named(file), [Example(chunk.codes, 0, chunk.frames, attributes_for(self.module, text))
+                                             for chunk in tokenized.chunks if not chunk.silent]))
         return found
 
     def generated(self, count: int, seed: int) -> tp.List[torch.Tensor]:

@@ -125,11 +125,17 @@ def _likeness(scores: FloatArray, chosen: tp.Sequence[int], vectors: FloatArray)
     centred = vectors - vectors.mean(0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     near, far = [], []
+    top = _top(len(vectors))
     for row, target in zip(scores, chosen, strict=True):
         order = [song for song in np.argsort(-row) if song != target]
-        near.append(float((unit[order[:TOP]] @ unit[target]).mean()))
-        far.append(float((unit[order[-TOP:]] @ unit[target]).mean()))
+        near.append(float((unit[order[:top]] @ unit[target]).mean()))
+        far.append(float((unit[order[-top:]] @ unit[target]).mean()))
     return np.array(near), np.array(far)
+
+
+def _top(songs: int) -> int:
+    """How many songs are compared with a target at either end, which few songs must not share."""
+    return max(1, min(TOP, (songs - 1) // 2))
 
 
 def markdown(own: Own) -> str:
@@ -144,8 +150,8 @@ def markdown(own: Own) -> str:
         rows.append([group.recipe.layers, group.recipe.mask, f'{ranks.mean():.2f}',
                      f'{int((ranks == 1).sum())} of {len(ranks)}', str(group.near), str(group.far), moved,
                      f'{group.relative:.2g}', f'{group.rise:.2f}'])
-    text = table(['layers', 'mask', 'R(target), mean', 'itself first', f'likeness of the top {TOP}',
-                  f'of the bottom {TOP}', 'Fréchet distance after', '‖θ-θ0‖/‖θ0‖', "target's loss +"], rows)
+    text = table(['layers', 'mask', 'R(target), mean', 'itself first', f'likeness of the top {_top(own.songs)}',
+                  f'of the bottom {_top(own.songs)}', 'Fréchet distance after', '‖θ-θ0‖/‖θ0‖', "target's loss +"], rows)
     text += f'\n{own.songs} songs; likeness and Fréchet distance by {own.embedding}.'
     if own.before:
         text += (f' Generations of the untouched model lie {np.mean(own.before):.3g} from the songs, '
@@ -158,9 +164,9 @@ def save_own(out: Path, own: Own) -> Path:
     good = [group for group in own.groups if not group.error]
     labels = [f'{group.recipe.layers}, {group.recipe.mask}' for group in good]
     picture = dots(labels, [Panel('mean 1/R(target)', [interval(1 / np.array(group.ranks)) for group in good]),
-                            Panel(f'likeness, top {TOP}', [group.near for group in good]),
-                            Panel(f'likeness, bottom {TOP}', [group.far for group in good])],
-                   'training songs forgotten, mean with 95 % interval', limits=(-0.6, 1.02))
+                            Panel(f'likeness, top {_top(own.songs)}', [group.near for group in good]),
+                            Panel(f'likeness, bottom {_top(own.songs)}', [group.far for group in good])],
+                   f'training songs of {own.run} forgotten, mean with 95 % interval', limits=None)
     data = {'run': own.run, 'embedding': own.embedding, 'songs': own.songs, 'before': own.before,
             'groups': [{**vars(group), 'recipe': group.recipe.model_dump()} for group in own.groups]}
     return save(out, 'self', markdown(own), data, picture)

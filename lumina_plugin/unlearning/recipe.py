@@ -1,5 +1,6 @@
 """Everything that changes a score of unlearning, with its presets: hashed, and named in every result."""
 
+import difflib
 import hashlib
 import json
 import typing as tp
@@ -83,5 +84,9 @@ def unlearning_recipe(preset: str = 'default', /, **changes: tp.Any) -> Unlearni
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = '.'.join(map(str, first['loc'])) or 'lr, relative'
+        if first['type'] == 'extra_forbidden':
+            near = difflib.get_close_matches(key, UnlearningRecipe.model_fields, 1)
+            meant = f'did you mean {near[0]}?' if near else f"use one of {', '.join(UnlearningRecipe.model_fields)}."
+            raise LuminaError(f"Unlearning has no key '{key}'; {meant}") from None
         what = first['msg'].removeprefix('Value error, ')
         raise LuminaError(f"Unlearning key '{key}': {what}; correct it.") from None
