@@ -111,7 +111,7 @@ def picture(result: Comparison) -> bytes:
     from matplotlib.figure import Figure
     names, found = result.agreements.methods, result.agreements
     labels, size = [textwrap.fill(name, 24) for name in names], .52 * len(names)
-    figure = Figure(figsize=(3.4 + 3 * size, 1.7 + size), layout='constrained')
+    figure = Figure(figsize=(3.4 + 3 * size, 2.3 + size), layout='constrained')
     panels = {'Pearson': found.pearson, 'Spearman': found.spearman,
               f'first {result.top} in common': found.overlap}
     axes = figure.subplots(1, len(panels), sharey=True)
