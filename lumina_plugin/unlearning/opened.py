@@ -184,7 +184,7 @@ def _diffusion(wanted: _Wanted) -> DiffusionSubject:
     encoder = LatentEncoder(dit, windows, cache or home / 'lumina' / 'latents')
     songs = prepare_latents(wanted.catalogue, encoder).songs
     if run is not None and wanted.own:
-        trained = set(chosen_songs([song.id for song in songs], run_config(run).dit.subset))
+        trained = set(chosen_songs([track.id for track in wanted.catalogue], run_config(run).dit.subset))
         songs = [song for song in songs if song.id in trained]
     return DiffusionSubject(home, dit, songs, _state(wanted, dit.denoiser), encoder, wanted.titles)
 
