@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from lumina_plugin.catalogue import Catalogue, Track
 from lumina_plugin.errors import LuminaError
-from lumina_plugin.validation.lds import HalfLosses, half_losses, interval, lds, spearman
+from lumina_plugin.validation.lds import HalfLosses, half_losses, interval, lds, own_lds, spearman
 from lumina_plugin.validation.losses import mean_losses, query_losses
 from lumina_plugin.validation.plan import Retrained, plan_models
 from lumina_plugin.validation.queries import Query, Sampling, continuations, free_generations
@@ -206,3 +207,37 @@ def test_a_summary_of_one_seed_knows_no_ceiling(tmp_path):
     assert json.loads((folder / 'ground-truth.json').read_text())['families']['held-out songs']['ceiling'] is None
     assert (folder / 'ground-truth.png').read_bytes().startswith(b'\x89PNG')
     assert '| – |' in (folder / 'ground-truth.md').read_text()
+
+
+# -- what is each query's own -----------------------------------------------------------------------------------------
+
+def _world(seed, queries=5, songs=12, halves=40):
+    """Losses of a world where songs shape queries, and some songs help all of them far more than that."""
+    rng = np.random.default_rng(seed)
+    members = np.stack([rng.permutation([0.] * (songs // 2) + [1.] * (songs // 2)) for _ in range(halves)])
+    own, common = rng.normal(size=(queries, songs)), 10 * rng.normal(size=songs)
+    return own, common, HalfLosses(members, -(members @ (own + common).T), np.full(queries, np.nan))
+
+
+def test_what_helps_all_queries_is_no_querys_own():
+    own, common, halves = _world(0)
+    unseen = np.tile(common, (len(own), 1))
+    assert lds(unseen, halves).mean() > .95 and (own_lds(unseen, halves) == 0).all()
+    assert lds(own, halves).mean() < .5  # what is drowned by the common part
+    assert own_lds(own + common, halves).min() > .999
+
+
+def test_two_queries_are_each_others_opposite():
+    own, _, halves = _world(1, queries=2)
+    foretold, said = halves.members @ own.T, -halves.losses
+    unit = [(x - x.mean(0)) / x.std(0) for x in (foretold, said)]
+    wanted = stats.spearmanr(unit[0][:, 0] - unit[0][:, 1], unit[1][:, 0] - unit[1][:, 1]).statistic
+    np.testing.assert_allclose(own_lds(own, halves), [wanted, wanted], atol=1e-6)
+
+
+@given(seed=st.integers(0, 50), scale=st.sampled_from([1e-6, .5, 1e6]))
+def test_own_lds_depends_on_no_querys_scale(seed, scale):
+    own, common, halves = _world(seed)
+    scores = own + common
+    scaled = scores * np.array([scale, 1., 1., 1., 1.])[:, None] + 3.
+    np.testing.assert_allclose(own_lds(scaled, halves), own_lds(scores, halves), atol=1e-3)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from ..errors import LuminaError
-from ..validation.lds import Interval, interval
+from ..validation.lds import HalfLosses, Interval, interval, lds, own_lds
 from ..validation.methods import BOTH, Method
 from ..validation.opened import KEPT
 from ..validation.ranking import row_spearman
@@ -31,7 +31,7 @@ STEP = 'step: '  # before the names of what is kept beside scores
 CHANNELS = (BOTH, 'P', 'M')
 Scores = tp.Mapping[str, FloatArray]  # by method, [Q, N]
 Matrix = tp.List[tp.List[Interval]]
-TRUTHS = ('LDS', 'leave out: Spearman', 'leave out: NDCG', 'leave out: top-1')
+TRUTHS = ('LDS', 'LDS, own part', 'leave out: Spearman', 'leave out: NDCG', 'leave out: top-1')
 Truths = tp.Dict[str, tp.Dict[str, Interval]]  # by method and one of `TRUTHS`
 
 
@@ -101,6 +101,12 @@ class Setting(abc.ABC):
     def told(self) -> tp.Dict[str, tp.Any]:
         """What a result says about it."""
         return {'run': self.run.name, 'baselines': self.asked.baselines}
+
+
+def lds_truths(scores: FloatArray, halves: HalfLosses) -> tp.Dict[str, Interval]:
+    """What retrained halves say of scores [Q, N]: LDS, and that of what is each query's own."""
+    found = {TRUTHS[0]: interval(lds(scores, halves))}
+    return found if len(scores) < 2 else {**found, TRUTHS[1]: interval(own_lds(scores, halves))}
 
 
 Factory = tp.Callable[[tp.Any], tp.List[Method]]  # of a setting

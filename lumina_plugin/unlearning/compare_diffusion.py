@@ -18,11 +18,10 @@ from ..hashing import state_hash
 from ..models import run_stores
 from ..store import FingerprintStore
 from ..validation.black_boxes import MelStatistics
-from ..validation.lds import interval, lds
 from ..validation.methods import Method, Stored
 from ..validation.truth import FloatArray
 from .bench import DiffusionBench
-from .compare import TRUTHS, Asked, Factory, Scores, Setting, Truths, made_by
+from .compare import Asked, Factory, Scores, Setting, Truths, lds_truths, made_by
 from .diffusion import DiffusionSubject
 from .masks import Piece
 from .method import Unlearning
@@ -73,7 +72,7 @@ class DiffusionSetting(Setting):
         if self.bench is None:
             return {}
         halves = self.bench.halves(family)
-        return {name: {TRUTHS[0]: interval(lds(one, halves))} for name, one in scores.items()}
+        return {name: lds_truths(one, halves) for name, one in scores.items()}
 
     @property
     def told(self) -> tp.Dict[str, tp.Any]:

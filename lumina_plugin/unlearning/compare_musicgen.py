@@ -9,13 +9,13 @@ from ..errors import LuminaError
 from ..hashing import state_hash
 from ..validation.black_boxes import CodeHistogram, MelStatistics
 from ..validation.ground_truth import FILE
-from ..validation.lds import half_losses, interval, lds
+from ..validation.lds import half_losses
 from ..validation.leave_out import agreement, losses_without
 from ..validation.methods import Fingerprints, Method
 from ..validation.opened import Opened, open_run, open_truth, query_facts
 from ..validation.queries import Query
 from ..validation.truth import GroundTruth
-from .compare import TRUTHS, Asked, Factory, Scores, Setting, Truths, made_by
+from .compare import Asked, Factory, Scores, Setting, Truths, lds_truths, made_by
 from .method import unlearning_methods
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def truths_of(truth: GroundTruth, family: str, masked: bool, scores: Scores) -> 
     try:
         halves = half_losses(truth, truth.columns(family), masked)
         for name, one in scores.items():
-            found[name][TRUTHS[0]] = interval(lds(one, halves))
+            found[name].update(lds_truths(one, halves))
     except LuminaError as error:
         logger.warning("%s LDS is left out.", error)
     try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import LuminaError
 from ..prepared import progress_bar
-from ..validation.lds import Interval, interval, lds
+from ..validation.lds import Interval, interval, lds, own_lds
 from ..validation.results import Panel, dots, kept_parts, save, table
 from ..validation.truth import FloatArray, GroundTruth
 from .bench import FAMILIES, Bench, MusicGenBench
@@ -36,7 +36,8 @@ class Point:
 
     Args:
         recipe (UnlearningRecipe): Its keys. error (str): Why it could not be measured; empty where it could.
-        lds (dict): By family, of each query, [Q]. linear (dict): The same of its linearisation.
+        lds (dict): By family, of each query, [Q]. linear (dict): The same of its linearisation. own (dict): Of what is
+            each query's own (`own_lds`), where there are two queries or more.
         lr, relative (float): Mean over queries. rise (float): How much the queries' own loss rose.
         seconds (float): Per query.
         frechet (list of float): Distance of generations to the songs after forgetting some of the queries.
@@ -50,6 +51,7 @@ class Point:
     rise: float = 0.
     seconds: float = 0.
     frechet: tp.List[float] = dataclasses.field(default_factory=list)
+    own: tp.Dict[str, FloatArray] = dataclasses.field(default_factory=dict)
 
     def chosen_by(self, family: str) -> float:
         """Mean LDS of every other query, from the first: for choosing."""
@@ -122,12 +124,15 @@ def judged(recipe: UnlearningRecipe, bench: Bench, out: Path, families: tp.Seque
         return bench.subject.unlearner(recipe, progress_bar)
     scores: tp.Dict[str, FloatArray] = {}
     flat: tp.Dict[str, FloatArray] = {}
+    own: tp.Dict[str, FloatArray] = {}
     facts: tp.List[tp.Dict[str, FloatArray]] = []
     try:
         for family in families:
             kept = _kept(recipe, bench, family, out, linear, unlearner)
             halves = bench.halves(family)
             scores[family] = lds(kept['scores'], halves)
+            if len(scores[family]) > 1:
+                own[family] = own_lds(kept['scores'], halves)
             if linear:
                 flat[family] = lds(kept['linear'], halves)
             facts.append(kept)
@@ -137,7 +142,7 @@ def judged(recipe: UnlearningRecipe, bench: Bench, out: Path, families: tp.Seque
         return Point(recipe, str(error))
     lr, relative, rise, seconds = (float(np.concatenate([kept[name] for kept in facts]).mean())
                                    for name in ('lr', 'relative', 'rise', 'seconds'))
-    return Point(recipe, '', scores, flat, lr, relative, rise, seconds, distances)
+    return Point(recipe, '', scores, flat, lr, relative, rise, seconds, distances, own)
 
 
 def _kept(recipe: UnlearningRecipe, bench: Bench, family: str, out: Path, linear: bool,
@@ -176,7 +181,7 @@ def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',),
     linear, moved = any(point.linear for point in points), any(point.frechet for point in points)
     ordered = sorted(points, key=lambda point: -point.chosen_by(families[0]))
     best = ordered[0]
-    head = ['recipe', *(f'LDS, {family}' for family in families), *(['linearised'] if linear else []),
+    head = ['recipe', *(f'LDS, {family}' for family in families), 'own part', *(['linearised'] if linear else []),
             'chosen by', 'behind the best', 'lr', '‖θ-θ0‖/‖θ0‖', "query's loss +",
             *(['Fréchet distance after'] if moved else []), 's/query']
     rows = []
@@ -185,6 +190,7 @@ def markdown(points: tp.Sequence[Point], families: tp.Sequence[str] = ('free',),
             rows.append([title, point.error, *[''] * (len(head) - 2)])
             continue
         rows.append([title, *(str(interval(point.lds[family])) for family in families),
+                     f'{point.own[families[0]].mean():.3f}' if families[0] in point.own else '',
                      *([f'{point.linear[families[0]].mean():.3f}' if point.linear else '']
                        if linear else []),
                      f'{point.chosen_by(families[0]):.3f}',
@@ -221,5 +227,5 @@ def save_grid(out: Path, points: tp.Sequence[Point], families: tp.Sequence[str] 
     data = {'before': list(before), 'points': [
         {'recipe': point.recipe.model_dump(), 'error': point.error, 'lds': point.lds, 'linear': point.linear,
          'lr': point.lr, 'relative': point.relative, 'rise': point.rise, 'seconds': point.seconds,
-         'frechet': point.frechet} for point in points]}
+         'frechet': point.frechet, 'own': point.own} for point in points]}
     return save(out, 'grid', markdown(points, families, before), data, picture)

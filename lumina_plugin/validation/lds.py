@@ -87,6 +87,30 @@ def lds(scores: npt.ArrayLike, halves: HalfLosses) -> FloatArray:
     return spearman(foretold, -halves.losses)
 
 
+def own_lds(scores: npt.ArrayLike, halves: HalfLosses) -> FloatArray:
+    """LDS of what is each query's own: what a half of the songs does to all queries alike is taken out.
+
+    What is foretold and what retraining says are brought to spread 1 over the halves, and each query's is compared less
+    the mean of the other queries'. Songs that are good for everybody foretell losses, but say nothing of who shaped
+    what; scores that look at no query come to 0 here.
+
+    Args:
+        scores (array): As `lds`, of at least two queries.
+    Returns:
+        array: [Q], in [-1, 1].
+    """
+    foretold = halves.members @ np.asarray(scores, dtype=np.float64).T  # [H, Q]
+    return spearman(_own(foretold), -_own(halves.losses))
+
+
+def _own(values: FloatArray) -> FloatArray:
+    """Columns [H, Q] at mean 0 and spread 1, less the mean of the others."""
+    spread = values.std(0)
+    unit = (values - values.mean(0)) / np.where(spread > 0, spread, 1.)
+    others = (unit.sum(1, keepdims=True) - unit) / (values.shape[1] - 1)
+    return np.asarray((unit - others).round(9))  # equal columns leave nothing, not rounding errors
+
+
 class Interval(tp.NamedTuple):
     """A mean with its 95 % bootstrap interval."""
     mean: float
