@@ -219,11 +219,14 @@ def _hydra_main(function: tp.Callable[[omegaconf.DictConfig], None]) -> _Main:
 
 @_hydra_main
 def main(cfg: omegaconf.DictConfig) -> None:
-    """What dora runs. Bad input ends with one sentence and exit code 2."""
+    """What dora runs. Bad input ends with one sentence and exit code 2, Ctrl-C with another and 130."""
     try:
         _run(cfg)
     except LuminaError as error:
         _end(error)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == '__main__':

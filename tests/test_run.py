@@ -294,3 +294,15 @@ def test_an_unwritable_output_folder_is_named(studio, project):
     blocked = project.root / 'songs' / 'song-1.wav' / 'out'
     with pytest.raises(LuminaError, match='song-1.wav'):
         studio.generate(blocked, seconds=0.5)
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys):
+    from lumina_plugin import train
+
+    def stopped(cfg):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('lumina_plugin.train._run', stopped)
+    with pytest.raises(SystemExit) as ended:
+        train.main.main(None)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Interrupted; the same command goes on from the last checkpoint.\n"
