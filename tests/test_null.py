@@ -90,7 +90,8 @@ def test_a_report_carries_both_verdicts(studio, project):
 def test_a_store_without_outside_songs_falls_back_and_says_how_to_mend_it(store, studio, project):
     bare = without_null(store)
     report = attributor(studio, bare).attribute_file(project.root / 'songs' / 'song-1.wav')
-    assert re.search(f'printed gate decides.*lumina calibrate {re.escape(str(bare.path))}', report.warnings[0])
+    assert re.search(f"printed gate decides.*lumina calibrate` with the store's folder, {re.escape(str(bare.path))}",
+                     report.warnings[0])
     for channel in report.channels.values():
         assert channel.calibration is None and channel.rows[0].p_value is None and channel.unattributed in (0, 1)
     printed = attributor(studio, bare, recipe=studio.attributor.recipe.model_copy(update={

@@ -145,7 +145,9 @@ def test_what_is_kept_depends_on_the_draws(subject):
     subject.unlearner(recipe, progress_bar)
     assert set((subject.folder / 'fisher').iterdir()) == files
     subject.unlearner(recipe_of(subject, draws=6), progress_bar)
-    assert len(list((subject.folder / 'fisher').iterdir())) == 2 * len(files)
+    assert len(list((subject.folder / 'fisher').iterdir())) == len(files) + 1  # losses, by the same information
+    subject.unlearner(recipe_of(subject, fisher_draws=3), progress_bar)
+    assert len(list((subject.folder / 'fisher').iterdir())) == 2 * len(files) + 1
 
 
 def test_other_objectives_are_refused(subject):
