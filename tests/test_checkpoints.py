@@ -56,6 +56,12 @@ def test_it_generates_with_its_weights_and_the_report_names_it(early, studio, tm
     assert f'weights of {EARLY}' in page and kept.model_hash in page
 
 
+def test_weights_are_known_where_nobody_names_the_checkpoint(early):
+    unnamed = Attributor(early.musicgen.lm, early.musicgen.compression_model, early.store.path)
+    assert unnamed.live.name == EARLY and [point.name for point in unnamed.checkpoints] == [EARLY]
+    assert 'came to later' in unnamed.warnings()[0]
+
+
 def test_its_scores_are_those_of_the_checkpoints_up_to_it(early, studio, project):
     song = project.root / 'songs' / 'song-3.wav'
     alone, both = early.attribute(song), studio.attribute(song)

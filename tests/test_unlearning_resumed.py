@@ -1,5 +1,6 @@
 """A pass for Fisher information that was stopped: it goes on, and ends where one that was not ends."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -204,9 +205,10 @@ def test_a_killed_holder_blocks_nobody(musicgen):
     assert path.is_file()
 
 
-def test_a_file_system_without_locks_or_room_is_told(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize('answer', [NotImplementedError(), OSError(errno.ENOLCK, 'No locks available')])
+def test_a_file_system_without_locks_or_room_is_told(tmp_path, monkeypatch, caplog, answer):
     def refuse(self, **_):
-        raise NotImplementedError
+        raise answer
     (tmp_path / 'file').touch()
     with pytest.raises(LuminaError, match='Cannot write into .*file/fisher'), kept.alone(tmp_path / 'file/fisher/x'):
         pass

@@ -84,11 +84,8 @@ def alone(path: Path) -> tp.Iterator[None]:
         except Timeout:
             logger.info("Another process makes %s; waiting for it.", path)
             lock.acquire(poll_interval=POLL)
-    except NotImplementedError:
-        logger.warning("The file system of %s knows no locks: processes that want the same file each make it.",
-                       path.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+    except (NotImplementedError, OSError) as error:  # the former is what older filelocks make of ENOSYS
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise LuminaError(f"Cannot write into {path.parent} ({error.strerror}); make it writable.") from None
         logger.warning("The file system of %s knows no locks: processes that want the same file each make it.",
                        path.parent)
