@@ -215,3 +215,10 @@ def test_a_file_system_without_locks_or_room_is_told(tmp_path, monkeypatch, capl
     monkeypatch.setattr(kept.FileLock, 'acquire', refuse)
     with kept.alone(tmp_path / 'fisher' / 'x.safetensors'):
         assert 'knows no locks' in caplog.text
+
+
+def test_squares_of_a_basis_that_is_gone_are_made_again(lm, tmp_path):  # noqa: F811
+    songs, learner = unpadded(lm, SONGS), learner_of(lm, 'output_linears')
+    whole = kronecker_fisher(learner, songs)
+    partial_in(tmp_path).write('squares', SONGS - 2, {name: value + 1. for name, value in whole.values.items()})
+    same(kronecker_fisher(learner, songs, partial=partial_in(tmp_path)), whole)
