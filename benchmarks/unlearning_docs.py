@@ -8,7 +8,8 @@ from lumina_plugin.atomic import write_atomic
 
 HERE = Path(__file__).parent
 PARTS = {'published': 'published/grid/grid.md', 'fisher': 'fisher/grid/grid.md',
-         'steps': 'steps/grid/grid.md', 'self': 'self/self/self.md', 'self-published': 'self-published/self/self.md',
+         'steps': 'steps/grid/grid.md', 'self': 'self/self/self.md', 'self-default': 'self-default/self/self.md',
+         'self-published': 'self-published/self/self.md',
          'draws': 'diffusion-draws/draws/draws.md', 'draws-among': 'diffusion-draws2/draws/draws.md',
          'diffusion': 'diffusion-self/self/self.md',
          'families-default': 'families-default/grid/grid.md', 'families-published': 'families-published/grid/grid.md',
